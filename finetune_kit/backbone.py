@@ -1,0 +1,134 @@
+"""The backbone: the sequential network that is pre-trained on the source domain, cut into residual blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from finetune_kit.options import Options
+
+Pooling = Literal["last", "mean"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the blocks of a backbone need to know of a batch, prepared once per batch.
+
+    A backbone whose blocks need more (positions, an attention mask) derives its own and extends `trailing`.
+
+    Args:
+        mask: ``(users, length, 1)``, 1.0 at items and 0.0 at padding; None lets padding through like an item.
+    """
+
+    mask: Tensor | None
+
+    def masked(self, hidden: Tensor) -> Tensor:
+        """Return hidden states ``(users, length, dim)`` with zeros at padding."""
+        return hidden if self.mask is None else hidden * self.mask
+
+    def trailing(self, length: int) -> Context:
+        """Return the context of the last ``length`` positions."""
+        return replace(self, mask=None if self.mask is None else self.mask[:, -length:])
+
+
+class Backbone(nn.Module):
+    """A sequential network in parts that strategies can take hold of: embed ▸ blocks ▸ finish.
+
+    For implementers: set the attributes below in ``__init__``, and override `embed` or `finish` where an
+    embedding look-up and the identity are not enough. Each block maps ``(hidden, context)``, hidden states
+    ``(users, length, dim)``, to the same shape. A block may carry two facts:
+
+    * ``reach``: how many positions back an output looks; lets `user_vectors` skip positions that the last
+      one can't see. Absent means all of them.
+    * ``sites``: names of the submodules at which a patch (an adapter) can be put.
+
+    Args:
+        num_items: Items of the source domain; ids run from 1 to ``num_items``, 0 pads.
+        max_length: The longest sequence it will be given.
+        options: A filled ``Options`` model; None takes the defaults.
+    """
+
+    Options: ClassVar[type[Options]] = Options
+    """The options model."""
+    is_causal: ClassVar[bool] = True
+    """Whether no position sees a later one."""
+
+    dim: int
+    """Width of hidden states."""
+    item_embedding: nn.Embedding
+    """``(num_items + 1, dim)``; row 0 is the padding."""
+    blocks: nn.ModuleList
+    """The residual blocks, first to last."""
+
+    def __init__(self, num_items: int, max_length: int, options: Options | None = None) -> None:
+        super().__init__()
+        self.num_items = num_items
+        self.max_length = max_length
+        self.options = self.Options() if options is None else options
+
+    def prepare(self, sequence: Tensor) -> Context:
+        """Return what the blocks need to know of item ids ``(users, length)``."""
+        return Context(mask=(sequence != 0).unsqueeze(-1).to(self.item_embedding.weight.dtype))
+
+    def embed(self, sequence: Tensor) -> Tensor:
+        """Return the first hidden states, ``(users, length, dim)``, of item ids ``(users, length)``."""
+        return self.item_embedding(sequence)
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """Return the last hidden states from those after the last block, both ``(users, length, dim)``."""
+        return hidden
+
+    def forward(self, sequence: Tensor, gates: Tensor | None = None, *, last_only: bool = False) -> Tensor:
+        """Return the hidden states of every position, ``(users, length, dim)``.
+
+        Args:
+            sequence: Item ids ``(users, length)``, left-padded with 0.
+            gates: ``(users, blocks)`` in [0, 1], handed to blocks that take one; None where none does.
+            last_only: Compute just the positions that the last one depends on; only the last is then right,
+                and the result may have fewer positions.
+        """
+        context = self.prepare(sequence)
+        hidden = self.embed(sequence)
+        needed = self._needed_lengths(sequence.shape[1]) if last_only else [sequence.shape[1]] * len(self.blocks)
+        for k, (block, length) in enumerate(zip(self.blocks, needed, strict=True)):
+            hidden, context = hidden[:, -length:], context.trailing(length)
+            hidden = block(hidden, context) if gates is None else block(hidden, context, gates[:, k])
+        return self.finish(hidden)
+
+    def user_vectors(self, sequence: Tensor, gates: Tensor | None = None, *, pooling: Pooling = "last") -> Tensor:
+        """Return one vector per user, ``(users, dim)``.
+
+        Args:
+            sequence: Item ids ``(users, length)``, left-padded with 0.
+            gates: As in `forward`.
+            pooling: ``"last"`` takes the last position (the paper), ``"mean"`` averages over the positions
+                that are not padding (the authors' code, which has no mask, averages over all of them).
+        """
+        if pooling == "last":
+            return self.forward(sequence, gates, last_only=self.is_causal)[:, -1]
+        hidden = self.forward(sequence, gates)
+        mask = self.prepare(sequence).mask
+        if mask is None:
+            return hidden.mean(dim=1)
+        return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+
+    def _needed_lengths(self, length: int) -> list[int]:
+        """Return how many trailing positions each block must be given so that the last one comes out right."""
+        needed, lengths = 1, []
+        for block in reversed(self.blocks):
+            reach = getattr(block, "reach", None)
+            needed = length if reach is None else min(length, needed + reach)
+            lengths.append(needed)
+        return lengths[::-1]
+
+
+def normal_embedding(num_items: int, dim: int, std: float) -> nn.Embedding:
+    """Return an item embedding ``(num_items + 1, dim)`` drawn from N(0, std²), the padding row zero."""
+    embedding = nn.Embedding(num_items + 1, dim)
+    with torch.no_grad():
+        nn.init.normal_(embedding.weight, std=std)
+        embedding.weight[0] = 0
+    return embedding

@@ -1,0 +1,129 @@
+"""The arguments that commands share, and how they become a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from finetune_kit.errors import OptionError
+
+if TYPE_CHECKING:
+    from finetune_kit.config import Config
+
+Data = Annotated[str | None, typer.Option(help="Dataset folder, or a dataset's name.  [default: synthetic]", show_default=False)]
+Backbone = Annotated[str | None, typer.Option(help="Backbone, by name.  [default: nextitnet]", show_default=False)]
+Task = Annotated[str | None, typer.Option(help="What to learn on the target domain.  [default: items]", show_default=False)]
+Seed = Annotated[int | None, typer.Option(help="Seeds everything.  [default: 0]", show_default=False)]
+Output = Annotated[Path | None, typer.Option(help="Folder to write.  [default: a new one below runs/]", show_default=False)]
+Epochs = Annotated[int | None, typer.Option(help="At most so many fine-tuning epochs.")]
+BatchSize = Annotated[int | None, typer.Option(help="Instances per fine-tuning step.")]
+LearningRate = Annotated[float | None, typer.Option(help="Of fine-tuning.")]
+MaxLength = Annotated[int | None, typer.Option(help="Latest source events per user that the model sees.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.  [default: auto]", show_default=False)]
+Precision = Annotated[
+    str | None, typer.Option(help="32, bf16-mixed or 16-mixed.  [default: 32]", show_default=False)
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.OPTION=VALUE", help="Any option, e.g. strategy.temperature=5; may be repeated."),
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of options, e.g. another run's config.toml.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout and nothing else there.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from where an interrupted run stopped.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be run and trained; write nothing.")]
+
+FLAGS = {
+    "strategy": ("run", "strategy"),
+    "data": ("run", "data"),
+    "backbone": ("run", "backbone"),
+    "task": ("run", "task"),
+    "seed": ("run", "seed"),
+    "device": ("run", "device"),
+    "precision": ("run", "precision"),
+    "epochs": ("finetune", "epochs"),
+    "batch_size": ("finetune", "batch_size"),
+    "learning_rate": ("finetune", "learning_rate"),
+    "max_length": ("data", "max_length"),
+}
+"""Flag to the section and option that it stands for."""
+
+
+def read_sections(config: Path | None, assignments: list[str] | None, flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the sections of options asked for: the file's, overridden by ``--set`` and flags.
+
+    Args:
+        config: The file of ``--config``.
+        assignments: The values of ``--set``.
+        flags: Flag name (a key of `FLAGS`) to value; None where not given.
+
+    Raises:
+        OptionError: When a flag and a ``--set`` contradict each other, or text can't be read.
+    """
+    from finetune_kit.config import RECORDED, read_toml
+    from finetune_kit.options import parse_assignments
+
+    sections = read_toml(config) if config else {}
+    sections = {name: dict(table) for name, table in sections.items() if name not in RECORDED}
+    given = parse_assignments(assignments or [])
+    for flag, value in flags.items():
+        if value is not None:
+            section, option = FLAGS[flag]
+            if option in given.setdefault(section, {}):
+                raise OptionError(f"--{flag.replace('_', '-')} and --set {section}.{option} are the same option; give one")
+            given[section][option] = value
+    for name, options in given.items():
+        sections[name] = _merged(sections.get(name, {}), options)
+    return sections
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(old)
+    for key, value in new.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if nested else value
+    return merged
+
+
+def run_folder(config: Config, dataset: str, output: Path | None, *, resume: bool, overwrite: bool) -> Path:
+    """Return the folder that a run writes to.
+
+    Without ``--output`` it is the first free one below ``runs/``, or with ``--resume`` the latest of this
+    configuration.
+
+    Raises:
+        OptionError: When ``--output`` holds something already and neither --resume nor --overwrite is given.
+    """
+    if output is not None:
+        if output.exists() and not output.is_dir():
+            raise OptionError(f"--output {str(output)!r} is a file; name a folder")
+        if output.is_dir() and any(output.iterdir()):
+            _make_room(output, resume=resume, overwrite=overwrite)
+        return output
+    stem = Path("runs") / f"{config.run.strategy}-{dataset}-s{config.run.seed}-{_digest(config)}"
+    taken = [stem, *(stem.with_name(f"{stem.name}-{n}") for n in range(2, 10_000))]
+    free = next(n for n, folder in enumerate(taken) if not folder.exists())
+    return taken[free - 1] if resume and free else taken[free]
+
+
+def _make_room(output: Path, *, resume: bool, overwrite: bool) -> None:
+    import shutil
+
+    if resume:
+        return
+    is_run = (output / "config.toml").exists()
+    if not overwrite or not is_run:
+        advice = "--resume goes on with it, --overwrite replaces it" if is_run else "it is no run; name another folder"
+        raise OptionError(f"--output {str(output)!r} is not empty: {advice}")
+    shutil.rmtree(output)
+
+
+def _digest(config: Config) -> str:
+    """Return eight digits that tell configurations apart."""
+    import hashlib
+    import json
+
+    return hashlib.sha256(json.dumps(config.tables(), sort_keys=True).encode()).hexdigest()[:8]

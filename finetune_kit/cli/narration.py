@@ -1,0 +1,53 @@
+"""What a preparation tells while it works, on stderr: a moving line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from rich.console import Console
+
+PATIENCE = 2.0
+"""Seconds before anything is said of steps: short work is silent."""
+
+
+class Narration(logging.Handler):
+    """Shows log records of a preparation: steps (info) once it lasts, warnings always."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+        self._status = self._console.status("")
+        self._step = ""
+        self._lasts = False
+        self._timer = threading.Timer(PATIENCE, self._begin)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one record."""
+        if record.levelno >= logging.WARNING:
+            self._console.print(f"warning: {record.getMessage()}")
+            return
+        self._step = record.getMessage()
+        if self._lasts:
+            self._show()
+
+    def close(self) -> None:
+        """End the moving line."""
+        self._timer.cancel()
+        self._status.stop()
+        super().close()
+
+    def _begin(self) -> None:
+        self._lasts = True
+        if self._console.is_terminal:
+            self._status.start()
+        if self._step:
+            self._show()
+
+    def _show(self) -> None:
+        if self._console.is_terminal:
+            self._status.update(self._step)
+        else:
+            self._console.print(f"{self._step} …")

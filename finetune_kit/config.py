@@ -1,0 +1,182 @@
+"""A run's configuration: names, and one options model per section, everything resolved before anything starts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from finetune_kit.data.split import Protocol
+from finetune_kit.errors import OptionError, did_you_mean
+from finetune_kit.evaluation.evaluate import EvaluationOptions
+from finetune_kit.options import Options, resolve
+from finetune_kit.plugins import installed
+from finetune_kit.training.finetune import FinetuneOptions
+from finetune_kit.training.pretrain import PretrainOptions
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+class DataOptions(Options):
+    """How a dataset is used; a dataset named rather than prepared takes its own options in the same section."""
+
+    max_length: int = Field(50, ge=2)
+    """Source events per user that a model sees, the latest; also the length of pre-training windows."""
+    split: Protocol = "instance"
+    """Instances are split (the paper), or users with all their instances (every test user fully cold)."""
+    fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the training instances that is used; validation and test stay whole."""
+    unseen: Literal["keep", "drop", "refuse"] = "keep"
+    """What to do with validation and test instances whose item no training instance has: a counted warning tells."""
+
+
+class RunOptions(Options):
+    """The section ``run``: what is combined."""
+
+    strategy: str = "finetune-all"
+    """Strategy, by name."""
+    backbone: str = "nextitnet"
+    """Backbone, by name."""
+    data: str = "synthetic"
+    """Dataset folder, or the name of a dataset that prepares itself."""
+    task: str = "items"
+    """What is learned on the target domain: items."""
+    seed: int = Field(0, ge=0)
+    """Seeds everything."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    precision: str = "32"
+    """32, bf16-mixed or 16-mixed."""
+    trackers: tuple[str, ...] = ("jsonl",)
+    """Trackers that are told the numbers as they come, by name."""
+
+
+SECTIONS = ("run", "data", "backbone", "pretrain", "finetune", "evaluation", "strategy")
+RECORDED = ("versions", "git", "files")
+"""Sections that a run writes for the record; they are passed over when a run's config is used again."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run, resolved.
+
+    Args:
+        run: Names, seed, device.
+        data: How the dataset is used.
+        reader: Options of a dataset that prepares itself, as given.
+        backbone: Options of the backbone.
+        pretrain: Options of pre-training.
+        finetune: Options of fine-tuning.
+        evaluation: Options of evaluation.
+        strategy: Options of the strategy.
+    """
+
+    run: RunOptions
+    data: DataOptions
+    reader: Mapping[str, Any]
+    backbone: Options
+    pretrain: PretrainOptions
+    finetune: FinetuneOptions
+    evaluation: EvaluationOptions
+    strategy: Options
+
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """Return the sections as plain values, as ``config.toml`` has them."""
+        tables = {name: getattr(self, name).model_dump(mode="json") for name in SECTIONS}
+        tables["data"] |= dict(self.reader)
+        return tables
+
+
+def resolve_config(sections: Mapping[str, Mapping[str, Any]]) -> Config:
+    """Return the configuration that sections of (text or typed) values ask for.
+
+    Args:
+        sections: Section name to options; missing ones take the defaults.
+
+    Raises:
+        OptionError: For an unknown section or option, or a value that does not fit.
+        UnknownNameError: For a strategy, backbone or tracker that is not installed.
+    """
+    for section in sections:
+        if section not in (*SECTIONS, *RECORDED):
+            raise OptionError(f"no section {section!r}.{did_you_mean(section, SECTIONS)} Sections: {', '.join(SECTIONS)}")
+    given = {name: dict(sections.get(name, {})) for name in SECTIONS}
+    run = resolve(RunOptions, given["run"], "run")
+    if run.task != "items":
+        raise OptionError(f"--task {run.task!r} is not there; use items")
+    for tracker in run.trackers:
+        installed().component("tracker", tracker)
+    data, reader = _split_data_section(given["data"], run.data)
+    return Config(
+        run=run,
+        data=data,
+        reader=reader,
+        backbone=_component_options("backbone", run.backbone, given["backbone"]),
+        pretrain=resolve(PretrainOptions, given["pretrain"], "pretrain"),
+        finetune=resolve(FinetuneOptions, given["finetune"], "finetune"),
+        evaluation=resolve(EvaluationOptions, given["evaluation"], "evaluation"),
+        strategy=_component_options("strategy", run.strategy, given["strategy"]),
+    )
+
+
+def _component_options(kind: str, name: str, values: Mapping[str, Any]) -> Options:
+    component = installed().component(kind, name)
+    return resolve(component.load().Options, {**component.preset, **values}, kind)
+
+
+def _split_data_section(values: Mapping[str, Any], data: str) -> tuple[DataOptions, dict[str, Any]]:
+    """Tell options of using a dataset from those of preparing it; the latter are for datasets given by name."""
+    own = {key: value for key, value in values.items() if key in DataOptions.model_fields}
+    reader = {key: value for key, value in values.items() if key not in own}
+    if reader:
+        readers = installed().components("dataset")
+        fields = readers[data].load().Options.model_fields if data in readers and not Path(data).is_dir() else {}
+        for key in reader:
+            if key not in fields:
+                known = [*DataOptions.model_fields, *fields]
+                raise OptionError(f"no option data.{key}.{did_you_mean(key, known)} Options of data: {', '.join(known)}")
+    return resolve(DataOptions, own, "data"), reader
+
+
+def read_toml(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the sections of a configuration file.
+
+    Raises:
+        OptionError: For a file that is not there or is no TOML.
+    """
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        raise OptionError(f"no configuration file {str(path)!r}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise OptionError(f"{path}: not TOML: {error}") from None
+
+
+def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return tables of plain values as TOML; None values are left out, as TOML has none."""
+    parts = []
+    for name, table in tables.items():
+        lines = [f"{_toml_key(key)} = {_toml_value(value)}" for key, value in table.items() if value is not None]
+        parts.append("\n".join([f"[{name}]", *lines]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _toml_key(key: str) -> str:
+    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else json.dumps(key)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{_toml_key(key)} = {_toml_value(part)}" for key, part in value.items() if part is not None)
+        return "{" + inner + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml_value(part) for part in value) + "]"
+    return json.dumps(value, ensure_ascii=False)  # TOML's strings, numbers and booleans are JSON's

@@ -1,0 +1,1 @@
+"""Datasets on disk, their preparation from raw events, and the batches made of them."""

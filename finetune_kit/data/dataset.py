@@ -1,0 +1,195 @@
+"""A prepared dataset, opened: what training, evaluation and `ftkit data inspect` read."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import duckdb
+import numpy as np
+
+from finetune_kit.data.database import connect, sql_path
+from finetune_kit.data.flat import ITEMS, OFFSETS, is_flat, write_flat
+from finetune_kit.data.folder import read_manifest
+from finetune_kit.data.vocabulary import read_vocabulary
+from finetune_kit.errors import DataError
+
+UNKNOWN = -1
+"""The class of a user whose label is not known."""
+
+
+class Target(NamedTuple):
+    """All target instances, int64 arrays ``(num_instances,)`` sorted by (user, position)."""
+
+    user: np.ndarray
+    item: np.ndarray
+    position: np.ndarray
+
+
+class Labels(NamedTuple):
+    """One profile label: its classes, and per user the index of the class, ``(num_users,)`` int64, -1 if unknown.
+
+    Classes are sorted, as numbers where all of them are whole numbers. User ``u`` stands at ``value[u - 1]``.
+    """
+
+    classes: tuple[str, ...]
+    value: np.ndarray
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset folder, memory-mapped. Make one with `Dataset.open`.
+
+    Users, source items and target items are dense ids from 1; 0 pads.
+
+    Args:
+        path: The folder.
+        manifest: What its ``dataset.json`` says.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Dataset:
+        """Return the dataset in a folder; its flat arrays are written anew if missing or stale.
+
+        Raises:
+            DataError: For no folder, no dataset, another format version, or a file missing or damaged.
+        """
+        path = Path(path)
+        manifest = read_manifest(path)
+        checksum = manifest["files"]["source.parquet"]["sha256"]
+        if not is_flat(path, checksum):
+            write_flat(path, checksum)
+        return cls(path, manifest)
+
+    @property
+    def name(self) -> str:
+        """The name it was prepared under."""
+        return self.manifest["name"]
+
+    @property
+    def num_users(self) -> int:
+        """Number of users."""
+        return self.manifest["counts"]["users"]
+
+    @property
+    def num_source_items(self) -> int:
+        """Number of source items, without the padding 0."""
+        return self.manifest["counts"]["source_items"]
+
+    @property
+    def num_target_items(self) -> int:
+        """Number of target items, without the padding 0."""
+        return self.manifest["counts"]["target_items"]
+
+    @property
+    def source_items_hash(self) -> str:
+        """SHA-256 of the source items' raw ids in the order of their dense ids."""
+        return self.manifest["vocabularies"]["source"]
+
+    @property
+    def target_items_hash(self) -> str:
+        """SHA-256 of the target items' raw ids in the order of their dense ids."""
+        return self.manifest["vocabularies"]["target"]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the Parquet files' checksums: equal for equal content, whatever the folder."""
+        files = self.manifest["files"]
+        text = "\n".join(
+            f"{name} {files[name]['sha256']}" for name in sorted(files) if name.endswith(".parquet")
+        )
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def target(self) -> Target:
+        """All target instances."""
+        columns = self._read("target.parquet", "SELECT user, item, position FROM {} ORDER BY user, position")
+        return Target(*(columns[name].astype(np.int64) for name in Target._fields))
+
+    @cached_property
+    def labels(self) -> dict[str, Labels]:
+        """The profile labels by name; empty without ``labels.parquet``."""
+        if "labels.parquet" not in self.manifest["files"]:
+            return {}
+        columns = self._read("labels.parquet", "SELECT * FROM {}")
+        user = columns.pop("user")
+        return {name: _labels(user, values, self.num_users) for name, values in columns.items()}
+
+    @cached_property
+    def source_lengths(self) -> np.ndarray:
+        """Source events per user, ``(num_users,)`` int64; user ``u`` stands at ``u - 1``."""
+        return np.diff(self._offsets)
+
+    @cached_property
+    def source_items(self) -> np.ndarray:
+        """All users' source items one after another, ``(num_events,)`` int32, memory-mapped."""
+        return np.load(self.path / ITEMS, mmap_mode="r")
+
+    def sequences(self, users: np.ndarray, max_length: int, skip_latest: np.ndarray | int = 0) -> np.ndarray:
+        """Return users' source sequences, left-padded with 0, the most recent items kept.
+
+        Args:
+            users: Users' ids, ``(n,)``, each in [1, ``num_users``].
+            max_length: Length of the result's rows, at least 1.
+            skip_latest: How many of the latest events to leave out, for all users or ``(n,)``, each ≥ 0.
+
+        Returns:
+            Item ids, ``(n, max_length)`` int64, the latest last.
+
+        Raises:
+            DataError: For a user that is not in the dataset.
+        """
+        users = np.asarray(users, dtype=np.int64)
+        if len(users) and not (users.min() >= 1 and users.max() <= self.num_users):
+            raise DataError(f"users must be in [1, {self.num_users}], not {users.min()} to {users.max()}")
+        begin, end = self._offsets[users - 1], self._offsets[users]
+        place = (end - skip_latest)[:, None] + np.arange(-max_length, 0)  # (n, max_length)
+        is_item = place >= begin[:, None]
+        return np.where(is_item, self.source_items[np.where(is_item, place, 0)], 0).astype(np.int64)
+
+    def raw_users(self) -> list[str]:
+        """Return the users' raw ids by dense id - 1."""
+        return read_vocabulary(self.path / "users.parquet")
+
+    def raw_source_items(self) -> list[str]:
+        """Return the source items' raw ids by dense id - 1."""
+        return read_vocabulary(self.path / "source_items.parquet")
+
+    def raw_target_items(self) -> list[str]:
+        """Return the target items' raw ids by dense id - 1."""
+        return read_vocabulary(self.path / "target_items.parquet")
+
+    @cached_property
+    def _offsets(self) -> np.ndarray:
+        return np.load(self.path / OFFSETS)
+
+    def _read(self, name: str, query: str) -> dict[str, np.ndarray]:
+        with connect() as connection:
+            try:
+                return connection.execute(
+                    query.format(f"read_parquet({sql_path(self.path / name)})")
+                ).fetchnumpy()
+            except duckdb.Error as error:
+                reason = str(error).splitlines()[0]
+                raise DataError(
+                    f"{self.path / name} is damaged ({reason}); prepare the dataset again"
+                ) from error
+
+
+def _labels(user: np.ndarray, values: np.ndarray, num_users: int) -> Labels:
+    """Return one label's classes and the class per user; a masked value is unknown."""
+    known = ~np.ma.getmaskarray(values)
+    texts = np.asarray(np.ma.getdata(values)[known], dtype=str)
+    classes, index = np.unique(texts, return_inverse=True)
+    if all(text.lstrip("-").isdecimal() for text in classes):
+        order = np.argsort(classes.astype(np.int64), kind="stable")
+        classes, index = classes[order], np.argsort(order)[index]
+    value = np.full(num_users, UNKNOWN, dtype=np.int64)
+    value[np.asarray(user)[known] - 1] = index
+    return Labels(tuple(classes.tolist()), value)

@@ -1,0 +1,92 @@
+"""Flat arrays beside ``source.parquet``: what training memory-maps.
+
+``source.items.npy`` (int32) holds all users' items one after another, ``source.offsets.npy`` (int64,
+``num_users + 1``) where each user's begin, ``source.flat.json`` the checksum of the Parquet file they were made of.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from finetune_kit.data.database import connect, sql_path
+from finetune_kit.errors import DataError
+
+ITEMS, OFFSETS, STAMP = "source.items.npy", "source.offsets.npy", "source.flat.json"
+EVENTS_AT_ONCE = 2_000_000
+"""How many events of a range of users are held in memory, in about 0.1 GB; a single user may have more."""
+
+
+def user_ranges(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield ranges of users, ``[first, last)`` counted from 0, of about `EVENTS_AT_ONCE` events each.
+
+    Args:
+        lengths: Source events per user, ``(num_users,)``.
+    """
+    total = np.cumsum(lengths)
+    first = 0
+    while first < len(lengths):
+        before = total[first - 1] if first else 0
+        last = max(first + 1, int(np.searchsorted(total, before + EVENTS_AT_ONCE, side="right")))
+        yield first, last
+        first = last
+
+
+def is_flat(folder: Path, checksum: str) -> bool:
+    """Return whether the flat arrays are there and made of the ``source.parquet`` with that SHA-256."""
+    try:
+        stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
+        sizes = {name: (folder / name).stat().st_size for name in (ITEMS, OFFSETS)}
+    except (OSError, ValueError):
+        return False
+    return stamp == {"source.parquet": checksum, "bytes": sizes}
+
+
+def write_flat(folder: Path, checksum: str) -> None:
+    """Write the flat arrays from ``source.parquet``, a range of users at a time.
+
+    Args:
+        folder: The dataset folder.
+        checksum: SHA-256 of its ``source.parquet``.
+
+    Raises:
+        DataError: When the file's users are not 1, 2, 3, …, or the folder can't be written.
+    """
+    scan = f"read_parquet({sql_path(folder / 'source.parquet')})"
+    with (
+        connect() as connection,
+        tempfile.TemporaryDirectory(prefix=".flat.", dir=_writable(folder)) as temporary,
+    ):
+        columns = connection.execute(f"SELECT user, len(items) AS length FROM {scan}").fetchnumpy()
+        users, lengths = columns["user"], np.asarray(columns["length"], dtype=np.int64)
+        if not np.array_equal(users, np.arange(1, len(users) + 1)):
+            raise DataError(
+                f"{folder / 'source.parquet'}: the column user must be 1, 2, 3, … in order; prepare it again"
+            )
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        np.save(Path(temporary) / OFFSETS, offsets)
+        items = np.lib.format.open_memmap(
+            Path(temporary) / ITEMS, mode="w+", dtype=np.int32, shape=(int(offsets[-1]),)
+        )
+        for first, last in user_ranges(lengths):
+            query = f"SELECT unnest(items) AS item FROM {scan} WHERE user > {first} AND user <= {last}"
+            items[offsets[first] : offsets[last]] = connection.execute(query).fetchnumpy()["item"]
+        items.flush()
+        sizes = {}
+        for name in (ITEMS, OFFSETS):
+            sizes[name] = (Path(temporary) / name).stat().st_size
+            (Path(temporary) / name).replace(folder / name)
+        stamp = Path(temporary) / STAMP
+        stamp.write_text(json.dumps({"source.parquet": checksum, "bytes": sizes}) + "\n", encoding="utf-8")
+        stamp.replace(folder / STAMP)  # last: the arrays count only once all are in place
+
+
+def _writable(folder: Path) -> Path:
+    if not os.access(folder, os.W_OK):
+        raise DataError(f"{folder} lacks {ITEMS} and can't be written; open it once where it can, or copy it")
+    return folder

@@ -1,0 +1,105 @@
+"""A dataset folder as a whole: it appears complete or not at all, and its manifest says what lies in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from finetune_kit.errors import DataError
+
+FORMAT_VERSION = 1
+MANIFEST = "dataset.json"
+
+
+def is_dataset(path: Path) -> bool:
+    """Return whether a folder holds a dataset manifest, whatever its state."""
+    return (path / MANIFEST).is_file()
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return what ``dataset.json`` says, after checking that the files it lists are there and whole.
+
+    A file is whole when it has the size recorded when it was written; its checksum is not computed again.
+
+    Raises:
+        DataError: For no folder, no manifest, another format version, or a file missing or cut short.
+    """
+    if not path.is_dir():
+        raise DataError(f"no dataset folder at {path}; make one with `ftkit data prepare`")
+    if not is_dataset(path):
+        raise DataError(f"{path} is no dataset: it has no {MANIFEST}; make one with `ftkit data prepare`")
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        version = manifest["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path / MANIFEST} is damaged ({error}); prepare the dataset again") from error
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{path} has dataset format {version!r}; this finetune-kit reads format {FORMAT_VERSION}; prepare it again"
+        )
+    _check_files(path, manifest)
+    return manifest
+
+
+def _check_files(path: Path, manifest: dict[str, Any]) -> None:
+    for name, recorded in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise DataError(f"{file} is missing; prepare the dataset again")
+        if file.stat().st_size != recorded["bytes"]:
+            raise DataError(
+                f"{file} is damaged: it has {file.stat().st_size:,} bytes, {recorded['bytes']:,} were written; "
+                "prepare the dataset again"
+            )
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Return a file's size in bytes and its SHA-256, read piece by piece."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+@contextmanager
+def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Give an empty folder of the same name, in a temporary sibling; it moves to ``output`` when the block ends well.
+
+    Args:
+        output: Where the folder shall appear; missing parents are made.
+        overwrite: Whether a dataset that is there already is replaced, after the new one is complete.
+
+    Raises:
+        DataError: When something other than an empty folder (or a dataset to overwrite) is at ``output``.
+    """
+    output = Path(os.path.abspath(output))  # noqa: PTH100  (resolve() would follow a link that is to be replaced)
+    _refuse_taken(output, overwrite)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f".{output.name}.", suffix=".partial", dir=output.parent
+    ) as temporary:
+        folder = Path(temporary) / output.name
+        folder.mkdir()
+        yield folder
+        _refuse_taken(output, overwrite)
+        if is_dataset(output):
+            output.rename(Path(temporary) / "replaced")
+        folder.rename(output)  # an empty folder may stand there: rename takes its place
+
+
+def _refuse_taken(output: Path, overwrite: bool) -> None:
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not (output.is_dir() and is_dataset(output)):
+        raise DataError(f"{output} exists and is no dataset; choose another output")
+    if not overwrite:
+        raise DataError(
+            f"{output} is a dataset already; choose another output or replace it with --overwrite"
+        )

@@ -1,0 +1,97 @@
+"""A dataset by folder or by name: a reader that needs no files prepares itself into a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from finetune_kit.component import Component
+from finetune_kit.data.folder import FORMAT_VERSION, is_dataset
+from finetune_kit.data.reader import DatasetReader
+from finetune_kit.errors import DataError, OptionError, did_you_mean
+from finetune_kit.options import resolve
+from finetune_kit.plugins import installed
+
+
+def resolve_dataset(text: str, options: Mapping[str, Any], cache: Path | None = None) -> Path:
+    """Return the dataset folder that ``--data`` names, after preparing it where it is named by its reader.
+
+    Args:
+        text: A folder, or the name of an installed dataset reader whose options all have a value.
+        options: Options of the reader; what is prepared under them is kept in the cache and reused.
+        cache: Where that is; None takes `cache_folder`.
+
+    Raises:
+        DataError: When there is neither such a folder nor such a reader, or preparing fails.
+        OptionError: For options that the reader does not have, or with a folder, which takes none.
+    """
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        if options:
+            raise OptionError(
+                f"{folder} is prepared already and takes no options: {', '.join(sorted(options))}"
+            )
+        return folder
+    readers = installed().components("dataset")
+    if text not in readers:
+        names = ", ".join(repr(name) for name in readers) or "none"
+        guess = did_you_mean(text, readers)
+        raise DataError(
+            f"no dataset folder at {text!r}, and no dataset of that name.{guess} Datasets: {names}"
+        )
+    return _prepared(make_reader(readers[text], options), text, cache or cache_folder())
+
+
+def make_reader(component: Component, values: Mapping[str, Any]) -> DatasetReader:
+    """Return a component's reader with its options filled; the text ``none`` stands for no value.
+
+    Raises:
+        OptionError: For an option that the reader does not have, lacks, or a value that does not fit.
+    """
+    reader: type[DatasetReader] = component.load()
+    values = {
+        **component.preset,
+        **{key: None if value == "none" else value for key, value in values.items()},
+    }
+    for name, field in reader.Options.model_fields.items():
+        if field.is_required() and name not in values:
+            raise OptionError(
+                f"dataset {component.name!r} needs the option {name}; see `ftkit data prepare {component.name} --help`"
+            )
+    return reader(resolve(reader.Options, values, component.name))
+
+
+def cache_folder() -> Path:
+    """Return where prepared datasets are kept: ``$FTKIT_CACHE``, else ``ftkit`` in the user's cache folder."""
+    if os.environ.get("FTKIT_CACHE"):
+        return Path(os.environ["FTKIT_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ftkit"
+
+
+def _prepared(reader: DatasetReader, name: str, cache: Path) -> Path:
+    folder = cache / "datasets" / f"{name}-{_key(reader)}"
+    if is_dataset(folder):
+        return folder
+    try:
+        reader.prepare(folder)
+    except DataError:
+        if not is_dataset(folder):  # another process may have been faster
+            raise
+    return folder
+
+
+def _key(reader: DatasetReader) -> str:
+    """Return a hash of what the prepared folder depends on: options, files they name, versions."""
+    options = reader.options.model_dump(mode="json")
+    files = {}
+    for value in options.values():
+        if isinstance(value, str) and Path(value).is_file():
+            stat = Path(value).stat()
+            files[value] = (stat.st_size, stat.st_mtime_ns)
+    text = json.dumps([options, files, FORMAT_VERSION, version("finetune-kit")], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,69 @@
+"""Which target instances train, which select, which are measured on: a function of (dataset, protocol, seed)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from finetune_kit.errors import DataError
+from finetune_kit.seeding import derive_seed
+
+Protocol = Literal["instance", "user"]
+
+SHARES = {"train": 0.80, "valid": 0.05, "test": 0.15}
+"""Shares of the three parts (UAF paper, section 4.3)."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Indices of target instances, ascending, disjoint.
+
+    Args:
+        train: ``(n,)`` int64, instances that train.
+        valid: Instances that choose the best epoch and hyper-parameters.
+        test: Instances that are measured on, once, at the end.
+    """
+
+    train: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray
+
+
+def split(user: np.ndarray, protocol: Protocol, seed: int, fraction: float = 1.0) -> Split:
+    """Return 80 % of the instances for training, 5 % for validation, 15 % for the test, at random.
+
+    Args:
+        user: ``(instances,)``, the user of each instance.
+        protocol: ``"instance"`` draws instances (the paper's; a test user may have training instances too);
+            ``"user"`` draws users with all their instances (every test user is fully cold).
+        seed: Seed of the draw.
+        fraction: Share of the training part that is kept, in (0, 1]; validation and test stay whole.
+
+    Raises:
+        DataError: When a part would be empty.
+    """
+    rng = np.random.default_rng(derive_seed(seed, "split", protocol))
+    unit = np.arange(len(user)) if protocol == "instance" else np.unique(user, return_inverse=True)[1]
+    num_units = int(unit.max()) + 1 if len(unit) else 0
+    place = rng.permutation(num_units)[unit]  # of each instance, or of its user
+    train_end, valid_end = round(num_units * SHARES["train"]), round(num_units * (SHARES["train"] + SHARES["valid"]))
+    kept = round(train_end * fraction)
+    parts = Split(
+        train=np.flatnonzero(place < kept),
+        valid=np.flatnonzero((place >= train_end) & (place < valid_end)),
+        test=np.flatnonzero(place >= valid_end),
+    )
+    for name in SHARES:
+        if not len(getattr(parts, name)):
+            raise DataError(
+                f"the {name} part of the split is empty: {num_units} {protocol}s with data.fraction={fraction} are too few; "
+                "prepare more target events"
+            )
+    return parts
+
+
+def unseen_in_training(item: np.ndarray, parts: Split, part: np.ndarray) -> np.ndarray:
+    """Return which instances of a part have an item that no training instance has, ``(len(part),)`` bool."""
+    return ~np.isin(item[part], item[parts.train])

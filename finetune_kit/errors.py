@@ -1,0 +1,56 @@
+"""Everything that finetune-kit raises for what a user can get wrong.
+
+The tree::
+
+    FinetuneKitError (ValueError)
+    ├── UnknownNameError    no strategy, backbone, dataset, … of that name
+    ├── OptionError         an option that does not exist, or a value it does not take
+    ├── DataError           events or a dataset folder that can't be used as they are
+    ├── PluginError         two plugins that can't live together, or one that breaks a contract
+    └── CheckpointError     weights that don't fit: another base, other vocabularies, a damaged file
+
+A message says, in one line: what was wrong (with the value), what would be right, what to do.
+The command line prints it and exits with 2. Our own broken invariants are `assert`s and exit with 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FinetuneKitError(ValueError):
+    """Whatever a user of finetune-kit can mend: the base of all errors here."""
+
+
+class UnknownNameError(FinetuneKitError):
+    """Nothing of this kind has that name."""
+
+
+class OptionError(FinetuneKitError):
+    """An option that does not exist, or a value that it does not take."""
+
+
+class DataError(FinetuneKitError):
+    """Events or a dataset folder that can't be used as they are."""
+
+
+class PluginError(FinetuneKitError):
+    """Plugins that can't live together, or one that breaks a contract."""
+
+
+class CheckpointError(FinetuneKitError):
+    """Saved weights that don't fit what they are loaded into."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the closest of the known names, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """Return the error for a name that is not installed, e.g. ``no strategy named 'peterec'. …``."""
+    known = sorted(known)
+    installed = ", ".join(repr(other) for other in known) or "none"
+    return UnknownNameError(f"no {kind} named {name!r}.{did_you_mean(name, known)} Installed: {installed}")

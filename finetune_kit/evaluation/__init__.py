@@ -1,0 +1,1 @@
+"""Ranks, metrics of ranks, and the simple rankings that every model has to beat."""

@@ -1,0 +1,165 @@
+"""Evaluate a strategy, or any scorer, on instances of the target domain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from finetune_kit.data.loading import evaluation_batches
+from finetune_kit.evaluation.metrics import rank_metrics
+from finetune_kit.evaluation.ranking import draw_candidates, full_ranks, sampled_ranks
+from finetune_kit.evaluation.references import Scorer
+from finetune_kit.options import Options
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from finetune_kit.data.dataset import Dataset
+    from finetune_kit.strategy import Strategy
+
+RankingProtocol = Literal["full", "sampled"]
+
+
+class EvaluationOptions(Options):
+    """How models are measured."""
+
+    protocols: tuple[RankingProtocol, ...] = Field(("full", "sampled"), min_length=1)
+    """Ranking protocols: full ranks all target items but the user's training items, sampled draws some negatives."""
+    cutoffs: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 10, 20), min_length=1)
+    """Cut-offs N of HR@N, MRR@N and NDCG@N; the first one's MRR chooses the best epoch."""
+    num_candidates: int = Field(99, ge=1)
+    """Negatives per instance of the sampled protocol; the authors have 99."""
+    batch_size: int = Field(512, ge=1)
+    """Users scored at once."""
+    references: tuple[Literal["popularity", "user-knn"], ...] = ("popularity",)
+    """Simple rankings measured beside the model; user-knn compares all pairs of users, so it takes a while on many."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of evaluating on some instances; arrays run parallel.
+
+    Args:
+        instance: ``(instances,)``, indices of target instances.
+        ranks: By protocol, ``(instances,)`` float, from 1.
+        user: ``(users,)``, the users in order of appearance.
+        gates: ``(users, blocks)`` the share of the fine-tuned branch, or None.
+        probabilities: ``(users, blocks)`` the policy's probability of it, or None.
+    """
+
+    instance: np.ndarray
+    ranks: dict[str, np.ndarray]
+    user: np.ndarray
+    gates: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
+
+    def metrics(self, cutoffs: tuple[int, ...]) -> dict[str, dict[str, float]]:
+        """Return ``{protocol: {"hr@5": …}}``."""
+        return {protocol: rank_metrics(ranks, cutoffs) for protocol, ranks in self.ranks.items()}
+
+
+@dataclass
+class Evaluator:
+    """Ranks the positives of given instances; candidates and known items are fixed when it is made.
+
+    Args:
+        dataset: The dataset.
+        instances: Indices of the instances to evaluate, ``(n,)``.
+        train: Indices of the training instances; their items are known and left out of full ranking.
+        options: How to measure.
+        max_length: Length that source sequences are padded or cut to.
+        seed: Seed of the sampled candidates.
+    """
+
+    dataset: Dataset
+    instances: np.ndarray
+    train: np.ndarray
+    options: EvaluationOptions
+    max_length: int
+    seed: int
+    _candidates: np.ndarray = field(init=False, repr=False)
+    _known_item: np.ndarray = field(init=False, repr=False)
+    _known_user: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Order the instances by user, draw the candidates and lay out the known items."""
+        target = self.dataset.target
+        self.instances = np.sort(self.instances)
+        self._candidates = draw_candidates(
+            target.item[self.instances], self.dataset.num_target_items, self.options.num_candidates, self.seed
+        )
+        order = self.train[np.argsort(target.user[self.train], kind="stable")]
+        self._known_user, self._known_item = target.user[order], target.item[order]
+
+    def of(self, instances: np.ndarray) -> Evaluator:
+        """Return an evaluator like this one on other instances."""
+        return replace(self, instances=instances)
+
+    @torch.no_grad()
+    def evaluate(self, strategy: Strategy, fabric: Fabric, protocols: tuple[str, ...] | None = None) -> Evaluation:
+        """Return ranks, and gates where the strategy has them; leaves the strategy in evaluation mode."""
+        strategy.eval()
+        gates: list[Tensor] = []
+        probabilities: list[Tensor] = []
+
+        def parts() -> Iterator[tuple[np.ndarray, Any, Tensor]]:
+            batches = evaluation_batches(self.dataset, self.instances, self.options.batch_size, self.max_length)
+            for instances, batch in batches:
+                moved = batch.to(fabric.device)
+                with fabric.autocast():
+                    encoded = strategy.encode(moved)
+                    scores = strategy.task.scores(encoded.vectors).float()
+                if encoded.gates is not None:
+                    gates.append(encoded.gates.float().cpu())
+                if encoded.probabilities is not None:
+                    probabilities.append(encoded.probabilities.float().cpu())
+                yield instances, batch, scores
+
+        instance, user, ranks = self._rank(parts(), self.options.protocols if protocols is None else protocols)
+        return Evaluation(instance, ranks, user, _joined(gates), _joined(probabilities))
+
+    def evaluate_scorer(self, scorer: Scorer) -> Evaluation:
+        """Return the ranks that a simple ranking gives."""
+        batches = evaluation_batches(self.dataset, self.instances, self.options.batch_size, self.max_length)
+        parts = ((instances, batch, scorer(batch.user.numpy())) for instances, batch in batches)
+        instance, user, ranks = self._rank(parts, self.options.protocols)
+        return Evaluation(instance, ranks, user)
+
+    def _rank(
+        self, parts: Iterator[tuple[np.ndarray, Any, Tensor]], protocols: tuple[str, ...]
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        instances, users = [], []
+        ranks: dict[str, list[Tensor]] = {protocol: [] for protocol in protocols}
+        for part, batch, scores in parts:
+            row, positive = batch.row.to(scores.device), batch.positive.to(scores.device)
+            if "full" in ranks:
+                row_known, item_known = self._known(batch.user.numpy())
+                known = (row_known.to(scores.device), item_known.to(scores.device))
+                ranks["full"].append(full_ranks(scores, row, positive, known).cpu())
+            if "sampled" in ranks:
+                candidates = self._candidates[np.searchsorted(self.instances, part)]
+                ranks["sampled"].append(
+                    sampled_ranks(scores, row, positive, torch.from_numpy(candidates).to(scores.device)).cpu()
+                )
+            instances.append(part)
+            users.append(batch.user.numpy())
+        joined = {protocol: torch.cat(values).double().numpy() for protocol, values in ranks.items()}
+        return np.concatenate(instances), np.concatenate(users), joined
+
+    def _known(self, user: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return row and item, ``(pairs,)`` each, of the training items of the given users (ascending ids)."""
+        start = np.searchsorted(self._known_user, user, side="left")
+        count = np.searchsorted(self._known_user, user, side="right") - start
+        row = np.repeat(np.arange(len(user)), count)
+        place = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + np.repeat(start, count)
+        return torch.from_numpy(row), torch.from_numpy(self._known_item[place])
+
+
+def _joined(parts: list[Tensor]) -> np.ndarray | None:
+    return torch.cat(parts).numpy() if parts else None

@@ -1,0 +1,63 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write to; it takes the place of ``path`` when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text."""
+    with appearing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON document, two spaces deep, ending in a newline."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_table(path: Path, columns: Mapping[str, np.ndarray]) -> None:
+    """Write arrays of one length as a Parquet table."""
+    import duckdb
+
+    with appearing(path) as partial, duckdb.connect() as connection:
+        connection.register("columns", dict(columns))
+        connection.table("columns").write_parquet(str(partial))
+
+
+def read_table(path: Path) -> dict[str, np.ndarray]:
+    """Return the columns of a Parquet table."""
+    import duckdb
+
+    with duckdb.connect() as connection:
+        return connection.read_parquet(str(path)).fetchnumpy()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors, from any device, as a safetensors file."""
+    from safetensors.torch import save_file
+
+    with appearing(path) as partial:
+        whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        save_file(whole, str(partial), dict(metadata or {}))

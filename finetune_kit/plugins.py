@@ -1,0 +1,136 @@
+"""Find, load and list plugins; refuse clashes; let a broken plugin disable itself, not the program."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+
+import pluggy
+
+from finetune_kit import hookspecs
+from finetune_kit.component import Component
+from finetune_kit.errors import PluginError, did_you_mean, unknown_name
+
+GROUP = "finetune_kit.plugins"
+KINDS = {"strategy": "strategies", "backbone": "backbones", "policy": "policies", "dataset": "datasets", "tracker": "trackers"}
+"""What plugins can add: singular (in errors) to plural (in hook names and commands)."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One installed plugin, as ``ftkit plugins list`` shows it; ``failure`` is None for a working one."""
+
+    name: str
+    module: str
+    distribution: str
+    version: str
+    hooks: tuple[str, ...] = ()
+    failure: str | None = None
+
+
+class Plugins:
+    """The plugins of one process.
+
+    Args:
+        found: Entry points to load; None takes those installed. Tests hand in their own.
+
+    Raises:
+        PluginError: When two plugins have the same name, or offer components of one kind and name.
+    """
+
+    def __init__(self, found: Iterable[EntryPoint] | None = None) -> None:
+        self._manager = pluggy.PluginManager("ftkit")
+        self._manager.add_hookspecs(hookspecs)
+        self._components: dict[str, dict[str, Component]] = {kind: {} for kind in KINDS}
+        self._owners: dict[tuple[str, str], str] = {}
+        entries = sorted(entry_points(group=GROUP) if found is None else found, key=lambda entry: entry.name)
+        _refuse_clashes(entries)
+        self.loaded = [self._load(entry) for entry in entries]
+
+    @property
+    def failures(self) -> list[Loaded]:
+        """The plugins that could not be loaded, each with its reason."""
+        return [plugin for plugin in self.loaded if plugin.failure]
+
+    def components(self, kind: str) -> dict[str, Component]:
+        """Return the components of one kind (a key of `KINDS`, e.g. ``"strategy"``) by name."""
+        return dict(sorted(self._components[kind].items()))
+
+    def component(self, kind: str, name: str) -> Component:
+        """Return the component of that kind and name.
+
+        Raises:
+            UnknownNameError: When there is none; names the closest.
+        """
+        if name not in self._components[kind]:
+            raise unknown_name(kind, name, self._components[kind])
+        return self._components[kind][name]
+
+    def owner(self, kind: str, name: str) -> str:
+        """Return the name of the plugin that offers a component."""
+        return self._owners[kind, name]
+
+    def _load(self, entry: EntryPoint) -> Loaded:
+        """Load one plugin and take its components, all or none; a failure is recorded, not raised."""
+        distribution = entry.dist.name if entry.dist else "(none)"
+        version = entry.dist.version if entry.dist else "(none)"
+        about = Loaded(entry.name, entry.value, distribution, version)
+        try:
+            module = entry.load()
+            self._manager.register(module, name=entry.name)
+            offered = {kind: self._call(kind, module) for kind in KINDS}
+            hooks = tuple(sorted(caller.name for caller in self._manager.get_hookcallers(module) or []))
+            _refuse_unknown_hooks(hooks)
+        except Exception as error:  # a third party's module may raise anything
+            if self._manager.has_plugin(entry.name):
+                self._manager.unregister(name=entry.name)
+            return replace(about, failure=str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}")
+        for kind, components in offered.items():
+            for component in components:
+                self._add(kind, component, entry.name)
+        return replace(about, hooks=hooks)
+
+    def _call(self, kind: str, module: object) -> list[Component]:
+        """Return what one plugin's hook of a kind offers; an empty list if it has none."""
+        name = f"ftkit_{KINDS[kind]}"
+        others = [plugin for plugin in self._manager.get_plugins() if plugin is not module]
+        if os.environ.get("FTKIT_TRACE"):
+            print(f"ftkit: calling {name} of {self._manager.get_name(module)}", file=sys.stderr)
+        components = [one for offered in self._manager.subset_hook_caller(name, others)() for one in offered]
+        for component in components:
+            if not isinstance(component, Component):
+                raise PluginError(f"{name} returned {component!r}; it must return finetune_kit.Component objects")
+        return components
+
+    def _add(self, kind: str, component: Component, plugin: str) -> None:
+        owner = self._owners.setdefault((kind, component.name), plugin)
+        if component.name in self._components[kind]:
+            raise PluginError(
+                f"two plugins offer a {kind} named {component.name!r}: {owner!r} and {plugin!r}; uninstall one of them"
+            )
+        self._components[kind][component.name] = component
+
+
+def _refuse_unknown_hooks(hooks: Iterable[str]) -> None:
+    """Name a misspelt hook: pluggy by itself ignores hooks that no specification knows."""
+    known = [f"ftkit_{plural}" for plural in KINDS.values()]
+    for hook in hooks:
+        if hook not in known:
+            raise PluginError(f"no hook named {hook!r}.{did_you_mean(hook, known)} Hooks: {', '.join(known)}")
+
+
+def _refuse_clashes(entries: list[EntryPoint]) -> None:
+    for one, other in zip(entries, entries[1:], strict=False):
+        if one.name == other.name:
+            owners = " and ".join(f"{e.dist.name if e.dist else e.value}" for e in (one, other))
+            raise PluginError(f"two plugins are named {one.name!r}: {owners}; uninstall one of them")
+
+
+@cache
+def installed() -> Plugins:
+    """Return the installed plugins, loaded once a process."""
+    return Plugins()

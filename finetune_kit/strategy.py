@@ -1,0 +1,107 @@
+"""The strategy: what of a pre-trained backbone is reused, what is added, what is re-learned, and for whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from finetune_kit.backbone import Backbone, Pooling
+from finetune_kit.data.batch import Batch
+from finetune_kit.options import Options
+from finetune_kit.seeding import generator
+from finetune_kit.task import ItemTask
+from finetune_kit.trainable import Trainable
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a strategy makes of the users of a batch.
+
+    Args:
+        vectors: ``(users, dim)``, one vector per user, the head's input.
+        gates: ``(users, blocks)`` in [0, 1], the share of the fine-tuned branch; None for strategies without gates.
+        probabilities: ``(users, blocks)``, the probability that the policy gives to the fine-tuned branch, where
+            gates are drawn or thresholded from one.
+    """
+
+    vectors: Tensor
+    gates: Tensor | None = None
+    probabilities: Tensor | None = None
+
+
+class Strategy(Trainable):
+    """Base of every strategy; a training step is one `forward`, from a batch to its loss.
+
+    For implementers: write `build`; override `encode` where users are not all encoded alike, `loss` to add terms,
+    `start_epoch` and `finish_training` for schedules. Promises every strategy keeps, checked by
+    `finetune_kit.testing.StrategyContract`: what is frozen stays byte-identical, everything else gets a gradient,
+    and a batch's users don't influence one another in evaluation.
+
+    Args:
+        backbone: Pre-trained, or fresh where ``needs_pretrained`` is False. The strategy owns it and edits it.
+        task: The head and its loss.
+        options: A filled ``Options`` model; None takes the defaults.
+        pooling: How a user vector is read off the hidden states.
+        seed: Seeds what is random about the strategy itself (a random policy, noise at evaluation).
+    """
+
+    Options: ClassVar[type[Options]] = Options
+    """The options model."""
+    needs_pretrained: ClassVar[bool] = True
+    """Whether it starts from a pre-trained backbone; if not, it is given a freshly initialised one."""
+    needs_source_batches: ClassVar[bool] = False
+    """Whether its training step also wants source sequences."""
+    is_deterministic: ClassVar[bool] = True
+    """Whether evaluating twice gives the same numbers."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        task: ItemTask,
+        options: Options | None = None,
+        *,
+        pooling: Pooling = "last",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.task = task
+        self.options = self.Options() if options is None else options
+        self.pooling: Pooling = pooling
+        self.seed = seed
+        self.noise = generator(seed, "noise")
+        self.build()
+
+    def build(self) -> None:
+        """Edit ``self.backbone`` and add modules: freeze, copy, patch. Called once, when constructed."""
+        raise NotImplementedError(f"{type(self).__name__} must implement build()")
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Return the user vectors of a batch, and the gates where there are any."""
+        return Encoded(self.backbone.user_vectors(batch.sequence, pooling=self.pooling))
+
+    def loss(self, batch: Batch, encoded: Encoded) -> Tensor:
+        """Return the scalar to minimise, nats per instance."""
+        return self.task.loss(encoded.vectors, batch)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch: one training step."""
+        return self.loss(batch, self.encode(batch))
+
+    def start_epoch(self, epoch: int) -> None:
+        """Prepare an epoch, counted from 1; the noise of training becomes a function of (seed, epoch)."""
+        self.noise = generator(self.seed, "noise", epoch)
+
+    def finish_training(self) -> None:
+        """Do what is left once training has ended (merge, interpolate); the best epoch's weights are in place."""
+
+    @property
+    def frozen_stages(self) -> int:
+        """How many leading stages stay frozen for all users: 0 none, 1 the embedding, k + 2 up to block k."""
+        blocks = {id(parameter) for parameter in self.backbone.blocks.parameters()}
+        outside = [parameter for parameter in self.backbone.parameters() if id(parameter) not in blocks]
+        parts = [outside, *(list(block.parameters()) for block in self.backbone.blocks)]
+        trains = [any(parameter.requires_grad for parameter in part) for part in parts]
+        return trains.index(True) if True in trains else len(trains)

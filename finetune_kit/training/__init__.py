@@ -1,0 +1,1 @@
+"""Pre-training on the source domain, fine-tuning on the target domain, and the loop they share."""

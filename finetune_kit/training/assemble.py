@@ -1,0 +1,117 @@
+"""Put a strategy together from a configuration, a dataset's sizes and a pre-trained base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from finetune_kit.backbone import Backbone
+from finetune_kit.checkpoint import load_model, read_facts, refuse_other
+from finetune_kit.config import Config, read_toml, resolve_config
+from finetune_kit.errors import CheckpointError
+from finetune_kit.plugins import installed
+from finetune_kit.seeding import seeded
+from finetune_kit.strategy import Strategy
+from finetune_kit.task import ItemTask
+
+if TYPE_CHECKING:
+    from finetune_kit.data.dataset import Dataset
+
+
+def build_backbone(config: Config, num_items: int) -> Backbone:
+    """Return the configured backbone for ``num_items`` source items, freshly initialised from the seed."""
+    backbone = installed().component("backbone", config.run.backbone).load()
+    with seeded(config.run.seed, "backbone"):
+        return backbone(num_items, config.data.max_length, config.backbone)
+
+
+def build_strategy(config: Config, num_source_items: int, num_target_items: int, base: Mapping[str, Tensor] | None) -> Strategy:
+    """Return the configured strategy over the base's weights, or over a fresh backbone without a base."""
+    backbone = build_backbone(config, num_source_items)
+    if base is not None:
+        backbone.load_state_dict(base)
+    strategy = installed().component("strategy", config.run.strategy).load()
+    with seeded(config.run.seed, "strategy"):
+        task = ItemTask(backbone.dim, num_target_items, config.finetune.loss)
+        return strategy(backbone, task, config.strategy, pooling=config.finetune.pooling, seed=config.run.seed)
+
+
+def backbone_facts(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """Return what weights of a pre-trained backbone are bound to."""
+    return {
+        "backbone": config.run.backbone,
+        "backbone_options": config.backbone.model_dump(mode="json"),
+        "max_length": config.data.max_length,
+        "num_source_items": dataset.num_source_items,
+        "source_items_hash": dataset.source_items_hash,
+    }
+
+
+def load_base(folder: Path, config: Config, dataset: Dataset) -> dict[str, Tensor]:
+    """Return the weights of a pre-trained backbone, checked against configuration and vocabulary.
+
+    Raises:
+        CheckpointError: When they belong to another backbone, other options or other source items.
+    """
+    tensors, facts = load_model(folder)
+    if facts["kind"] != "pretrained":
+        raise CheckpointError(f"{str(folder)!r} holds a {facts['kind']}, not a pre-trained backbone")
+    refuse_other(facts, backbone_facts(config, dataset), folder)
+    prefix = "backbone."
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, loaded.
+
+    Args:
+        folder: Its folder.
+        config: Its configuration.
+        facts: What its weights are bound to.
+        strategy: The strategy with its weights, in evaluation mode, on the CPU.
+    """
+
+    folder: Path
+    config: Config
+    facts: Mapping[str, Any]
+    strategy: Strategy
+
+
+def load_run(folder: Path, dataset: Dataset, base: Path | None = None) -> Run:
+    """Return a finished run, checked against a dataset's vocabularies and its pre-trained base.
+
+    Args:
+        folder: Run folder.
+        dataset: The dataset that it will be used on.
+        base: The pre-trained backbone's folder, where it was moved; None takes the place that the run remembers.
+
+    Raises:
+        CheckpointError: When anything differs from what the run was trained on; both values are named.
+    """
+    tensors, facts = load_model(folder)
+    if facts["kind"] != "fine-tuned run":
+        raise CheckpointError(f"{str(folder)!r} holds a {facts['kind']}, not a fine-tuned run")
+    config = resolve_config(read_toml(folder / "config.toml"))
+    refuse_other(facts, {**backbone_facts(config, dataset), **target_facts(dataset)}, folder)
+    weights = None
+    if facts["base"] is not None:
+        base = folder / facts["base"]["path"] if base is None else base
+        found = read_facts(base)["hash"]
+        if found != facts["base"]["hash"]:
+            raise CheckpointError(
+                f"{str(folder)!r} was fine-tuned from the base with hash {facts['base']['hash']}; {str(base)!r} has {found}"
+            )
+        weights = load_base(base, config, dataset)
+    strategy = build_strategy(config, dataset.num_source_items, dataset.num_target_items, weights)
+    strategy.load_trained_state(tensors)
+    return Run(folder, config, facts, strategy.eval())
+
+
+def target_facts(dataset: Dataset) -> dict[str, Any]:
+    """Return what a head is bound to."""
+    return {"num_target_items": dataset.num_target_items, "target_items_hash": dataset.target_items_hash}

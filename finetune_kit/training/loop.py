@@ -1,0 +1,184 @@
+"""The loop that pre-training and fine-tuning share: train, evaluate, keep the best, stop early, go on after a crash."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from safetensors import safe_open
+from torch import Tensor
+
+from finetune_kit.errors import CheckpointError, FinetuneKitError
+from finetune_kit.files import write_tensors
+from finetune_kit.progress import Progress
+from finetune_kit.seeding import derive_seed
+from finetune_kit.trainable import Trainable
+
+
+class Batches(Protocol):
+    """Where the loop gets its batches."""
+
+    def epoch(self, generator: torch.Generator) -> Iterator[Any]:
+        """Yield one epoch's batches, drawn from ``generator``."""
+
+    def num_batches(self) -> int:
+        """Return about how many they are."""
+
+
+@dataclass
+class Fitted:
+    """How training went.
+
+    Args:
+        history: One record per epoch: ``epoch``, ``train_loss``, what was evaluated, ``seconds``.
+        best_epoch: The epoch whose weights were kept, from 1.
+        seconds: Time spent training, evaluation for early stopping included.
+        num_instances: Instances trained on, over all epochs.
+    """
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    seconds: float = 0.0
+    num_instances: int = 0
+
+
+@dataclass
+class Loop:
+    """Trains a module; afterwards it holds the weights of its best epoch.
+
+    Args:
+        module: What to train.
+        fabric: Device and precision.
+        stage: ``"pretrain"`` or ``"finetune"``; names the progress bar and seeds the shuffling.
+        learning_rate: Of Adam.
+        weight_decay: Of Adam (L2).
+        epochs: At most so many.
+        patience: Stop after so many epochs without a better value; 0 never stops early.
+        monitor: Key of what `evaluate` returns; larger is better unless ``lower_is_better``.
+        lower_is_better: For losses.
+        seed: Seeds shuffling and negatives.
+        checkpoint: File to keep for going on after a crash, or None.
+        observe: Called with each epoch's record.
+        progress: Who is told.
+    """
+
+    module: Trainable
+    fabric: Fabric
+    stage: str
+    learning_rate: float
+    epochs: int
+    patience: int
+    monitor: str
+    weight_decay: float = 0.0
+    lower_is_better: bool = False
+    seed: int = 0
+    checkpoint: Path | None = None
+    observe: Callable[[Mapping[str, float]], None] = lambda record: None
+    progress: Progress = field(default_factory=Progress)
+
+    def fit(self, batches: Batches, evaluate: Callable[[], dict[str, float]], *, resume: bool = False) -> Fitted:
+        """Train to the end, or from where a crash left it.
+
+        Args:
+            batches: The training batches.
+            evaluate: Returns values of the validation part; called after each epoch.
+            resume: Go on from ``checkpoint`` if there is one.
+
+        Raises:
+            FinetuneKitError: When the loss stops being a number.
+        """
+        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        # One fused kernel per step where the device has it; the pretend device of the tests does not.
+        fused = self.fabric.device.type in ("cpu", "cuda")
+        adam = torch.optim.Adam(trained, self.learning_rate, weight_decay=self.weight_decay, fused=fused)
+        module, optimizer = self.fabric.setup(self.module, adam)
+        fitted, best = Fitted(), {}
+        if resume and self.checkpoint and self.checkpoint.exists():
+            fitted, best = self._load(adam)
+        with self.progress.stage(self.stage, self.epochs * batches.num_batches()) as advance:
+            for epoch in range(len(fitted.history) + 1, self.epochs + 1):
+                if self.patience and epoch - fitted.best_epoch > self.patience and fitted.history:
+                    break
+                started = time.perf_counter()
+                train_loss = self._train_epoch(module, optimizer, batches, epoch, fitted, advance)
+                values = evaluate()
+                seconds = time.perf_counter() - started
+                fitted.seconds += seconds
+                record = {"epoch": epoch, "train_loss": train_loss, **values, "seconds": seconds}
+                fitted.history.append(record)
+                if fitted.best_epoch == 0 or self._is_better(values, fitted.history[fitted.best_epoch - 1]):
+                    fitted.best_epoch = epoch
+                    best = {name: tensor.cpu().clone() for name, tensor in self.module.trained_state().items()}
+                self.observe(record)
+                if self.checkpoint:
+                    self._save(adam, fitted, best)
+        self.module.load_trained_state(best)
+        self.module.eval()
+        return fitted
+
+    def _train_epoch(
+        self, module: Any, optimizer: Any, batches: Batches, epoch: int, fitted: Fitted, advance: Callable[[int, str], None]
+    ) -> float:
+        """Train one epoch and return its mean loss per batch."""
+        # The global generators serve dropout alone; everything that must be equal across devices has its own.
+        torch.manual_seed(derive_seed(self.seed, self.stage, "dropout", epoch))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.stage, "batches", epoch))
+        self.module.start_epoch(epoch)
+        self.module.train()
+        total, steps = torch.zeros((), device=self.fabric.device), 0
+        best = f"best {fitted.history[fitted.best_epoch - 1][self.monitor]:.4f}" if fitted.best_epoch else ""
+        for batch in batches.epoch(generator):
+            loss = module(batch.to(self.fabric.device))
+            self.fabric.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            total += loss.detach()
+            steps += 1
+            fitted.num_instances += len(batch)
+            advance(1, f"epoch {epoch} {best}")
+        mean = total.item() / steps
+        if not math.isfinite(mean):
+            raise FinetuneKitError(
+                f"{self.stage}: the loss became {mean} in epoch {epoch}; lower the learning rate ({self.learning_rate:g})"
+            )
+        return mean
+
+    def _is_better(self, values: Mapping[str, float], best: Mapping[str, float]) -> bool:
+        new, old = values[self.monitor], best[self.monitor]
+        return new < old if self.lower_is_better else new > old
+
+    def _save(self, optimizer: torch.optim.Optimizer, fitted: Fitted, best: Mapping[str, Tensor]) -> None:
+        """Write everything needed to go on: weights, the best epoch's weights, Adam's moments, the history."""
+        assert self.checkpoint is not None
+        tensors = {f"now/{name}": tensor for name, tensor in self.module.trained_state().items()}
+        tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
+        for index, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"adam/{index}/{name}": torch.as_tensor(moment) for name, moment in moments.items()}
+        write_tensors(self.checkpoint, tensors, {"fitted": json.dumps(vars(fitted))})
+
+    def _load(self, optimizer: torch.optim.Optimizer) -> tuple[Fitted, dict[str, Tensor]]:
+        """Load what `_save` wrote into module and optimizer; return the history and the best weights."""
+        assert self.checkpoint is not None
+        parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "adam": {}}
+        try:
+            with safe_open(str(self.checkpoint), framework="pt") as file:
+                fitted = Fitted(**json.loads(file.metadata()["fitted"]))
+                for key in file.keys():  # noqa: SIM118  (not a mapping)
+                    part, _, name = key.partition("/")
+                    parts[part][name] = file.get_tensor(key)
+        except Exception as error:
+            raise CheckpointError(f"{self.checkpoint} can't be read: {error}; delete it to start over") from error
+        self.module.load_trained_state(parts["now"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in parts["adam"].items():
+            index, _, name = key.partition("/")
+            moments.setdefault(int(index), {})[name] = tensor
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+        return fitted, parts["best"]

@@ -1,0 +1,130 @@
+"""Stage 1: learn the source domain by next-item prediction (UAF paper, Eq. 3-5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from finetune_kit.backbone import Backbone
+from finetune_kit.data.batch import Windows
+from finetune_kit.data.loading import SourceWindows
+from finetune_kit.errors import DataError
+from finetune_kit.options import Options
+from finetune_kit.seeding import derive_seed, generator
+from finetune_kit.trainable import Trainable
+
+if TYPE_CHECKING:
+    from finetune_kit.data.dataset import Dataset
+
+CHUNK = 1024
+"""Positions whose logits exist at once in the exact loss: batch × length × items is never in memory."""
+
+
+class PretrainOptions(Options):
+    """Options of pre-training."""
+
+    epochs: int = Field(30, ge=1)
+    """At most so many passes over the source windows."""
+    batch_size: int = Field(128, ge=1)
+    """Windows per step."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Of Adam; the paper has 1e-4."""
+    patience: int = Field(2, ge=0)
+    """Stop after so many epochs without a better loss on held-out users; 0 trains all epochs."""
+    valid_share: float = Field(0.05, gt=0, lt=1)
+    """Share of users whose sequences are held out to know when to stop."""
+    windows: Literal["all", "latest"] = "all"
+    """The whole history in windows of data.max_length, or only each user's latest (the paper)."""
+    loss: Literal["softmax", "sampled-softmax"] = "softmax"
+    """Exact over all items, or over items drawn by their frequency, with log-Q correction (large catalogues)."""
+    num_negatives: int = Field(2048, ge=1)
+    """Items drawn per step by loss=sampled-softmax."""
+
+
+class NextItem(Trainable):
+    """Predicts, at every position, the item that follows: ``softmax(W E_L + b)`` (Eq. 3).
+
+    Args:
+        backbone: What is pre-trained.
+        frequency: ``(num_items,)``, how often each source item occurs; needed by the sampled loss only.
+        num_negatives: Items drawn per step; 0 computes the exact loss.
+        seed: Seeds the draws.
+    """
+
+    def __init__(self, backbone: Backbone, frequency: Tensor | None = None, num_negatives: int = 0, seed: int = 0) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.output = nn.Linear(backbone.dim, backbone.num_items)
+        self._num_negatives = num_negatives
+        self._seed = seed
+        self._noise = generator(seed, "sampled-softmax")
+        self._share = None if frequency is None else frequency / frequency.sum()  # stays on the CPU: only draws use it
+
+    def start_epoch(self, epoch: int) -> None:
+        """Make the drawn items a function of (seed, epoch)."""
+        self._noise = generator(self._seed, "sampled-softmax", epoch)
+
+    def forward(self, batch: Windows) -> Tensor:
+        """Return the mean of −log p(x_t | x_1 … x_{t−1}) over positions with a label (Eq. 5), nats per item."""
+        return self.sampled_loss(batch) if self._num_negatives and self.training else self.exact_loss(batch)
+
+    def exact_loss(self, batch: Windows) -> Tensor:
+        """Return the loss over all items, `CHUNK` positions at a time."""
+        hidden, labels = self._labelled(batch)
+        # torch falls back with a warning where chunking can't pay
+        chunked = len(hidden) >= hidden.shape[1] and self.output.out_features > hidden.shape[1]
+        return F.linear_cross_entropy(
+            hidden,
+            self.output.weight,
+            labels,
+            linear_bias=self.output.bias,
+            options=nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK) if chunked else None,
+        )
+
+    def sampled_loss(self, batch: Windows) -> Tensor:
+        """Return the loss over the label and items drawn by frequency, corrected by −log Q (Bengio & Senécal, 2008)."""
+        assert self._share is not None, "the sampled loss needs the items' frequencies"
+        hidden, labels = self._labelled(batch)
+        drawn = torch.multinomial(self._share, self._num_negatives, replacement=True, generator=self._noise)
+        log_q = self._share.log().to(hidden.device)
+        drawn = drawn.to(hidden.device)
+        negative = F.linear(hidden, self.output.weight[drawn], self.output.bias[drawn]) - log_q[drawn]
+        negative = negative.masked_fill(drawn == labels.unsqueeze(1), -torch.inf)  # a label is no negative of itself
+        positive = (hidden * self.output.weight[labels]).sum(dim=1) + self.output.bias[labels] - log_q[labels]
+        scores = torch.cat([positive.unsqueeze(1), negative], dim=1)  # (positions, 1 + drawn)
+        return (scores.logsumexp(dim=1) - positive).mean()
+
+    def _labelled(self, batch: Windows) -> tuple[Tensor, Tensor]:
+        """Return hidden states ``(positions, dim)`` and item indices ``(positions,)`` where there is a label."""
+        hidden = self.backbone(batch.inputs)  # (windows, length, dim)
+        has_label = batch.labels != 0
+        # linear_cross_entropy ignores autocast, so it must not be handed half-precision states
+        return hidden[has_label].float(), batch.labels[has_label] - 1
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Users whose sequences train, and users whose sequences tell when to stop."""
+
+    train: np.ndarray
+    valid: np.ndarray
+
+
+def hold_out(dataset: Dataset, share: float, seed: int) -> HeldOut:
+    """Return a random split of the users that have at least two source events.
+
+    Raises:
+        DataError: When fewer than two users have them.
+    """
+    users = np.flatnonzero(dataset.source_lengths >= 2) + 1
+    if len(users) < 2:
+        raise DataError(f"{len(users)} users have two or more source events; pre-training needs at least 2 such users")
+    shuffled = np.random.default_rng(derive_seed(seed, "held-out")).permutation(users)
+    num_valid = min(max(1, round(len(users) * share)), len(users) - 1)
+    return HeldOut(train=np.sort(shuffled[num_valid:]), valid=np.sort(shuffled[:num_valid]))

@@ -1,0 +1,142 @@
+"""Your own event logs: a table of source events, one of target events, and perhaps one of profile labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from finetune_kit.data.checks import (
+    TimeKind,
+    refuse_mixed_times,
+    settle,
+    settle_duplicates,
+    settle_missing,
+    settle_times,
+)
+from finetune_kit.data.database import sql_name
+from finetune_kit.data.preparation import DEFAULT_MEMORY_LIMIT, Preparation, logger, preparing
+from finetune_kit.data.prepare import write_dataset
+from finetune_kit.data.reader import DatasetReader
+from finetune_kit.data.tables import column_names, find_files, load_files
+from finetune_kit.errors import DataError, OptionError
+from finetune_kit.options import Options
+
+ADVICE = "; name another with --user-column, --item-column or --time-column"
+
+
+class EventsOptions(Options):
+    """Options of `Events`."""
+
+    source: str
+    """Source events: a Parquet, CSV or TSV file (.gz too), a folder of them, or a pattern such as 'log/*.parquet'."""
+    target: str | None = None
+    """Target events, in the same ways; none makes a dataset of labels alone."""
+    labels: str | None = None
+    """Profile labels: a file with one row per user; every column but the user's is a label."""
+    user_column: str = "user"
+    """The column with the user's id, in all files; ids may be any text."""
+    item_column: str = "item"
+    """The column with the item's id."""
+    time_column: str | None = "time"
+    """The column with the time: a number, or an ISO 8601 date or timestamp; none takes the order of the rows."""
+    max_target: int | None = Field(default=None, ge=1)
+    """Keep at most that many target events per user, the earliest; none keeps all."""
+    min_source: int = Field(default=1, ge=1)
+    """Leave out users with fewer source events."""
+    keep_source_only: bool = False
+    """Keep users without target events: pre-training uses them."""
+    on_bad: Literal["refuse", "drop"] = "refuse"
+    """What becomes of rows that can't be used: refuse the file, or drop them with a warning."""
+    memory_limit: str = DEFAULT_MEMORY_LIMIT
+    """How much memory the preparation may take, about; what does not fit is sorted on disk beside the output."""
+
+
+class Events(DatasetReader):
+    """Reads event logs; events of one user at one time keep the order of their rows."""
+
+    Options = EventsOptions
+    positional: ClassVar[str | None] = "source"
+    options: EventsOptions
+
+    def prepare(self, output: Path) -> None:
+        """Write the dataset folder at ``output``.
+
+        Raises:
+            DataError: For input that can't be used as it is.
+            OptionError: With neither a target nor labels.
+        """
+        options = self.options
+        if options.target is None and options.labels is None:
+            raise OptionError(
+                "nothing to fine-tune on: give target events (--target FILE), labels (--labels FILE) or both"
+            )
+        inputs = {
+            "source": find_files(options.source, "source"),
+            "target": find_files(options.target, "target") if options.target else [],
+            "labels": find_files(options.labels, "labels") if options.labels else [],
+        }
+        with preparing(output, options.memory_limit, options.on_bad) as preparation:
+            kind = self._load_log(preparation, "source", inputs["source"])
+            if options.target:
+                refuse_mixed_times(
+                    kind,
+                    self._load_log(preparation, "target", inputs["target"]),
+                    options.source,
+                    options.target,
+                )
+            else:
+                preparation.connection.execute("CREATE VIEW target AS SELECT * FROM source WHERE false")
+            if options.labels:
+                _load_labels(preparation, inputs["labels"], options.user_column)
+            write_dataset(
+                preparation,
+                options=options.model_dump(),
+                inputs=[path for paths in inputs.values() for path in paths],
+                max_target=options.max_target,
+                min_source=options.min_source,
+                keep="all" if options.keep_source_only else "target" if options.target else "labels",
+                has_times=options.time_column is not None,
+            )
+
+    def _load_log(self, preparation: Preparation, domain: str, files: list[Path]) -> TimeKind:
+        """Make the view ``source`` or ``target`` of the usable events; return what its times are."""
+        options, log = self.options, f"{domain}_log"
+        logger.info("reading %s events", domain)
+        columns = {"user": options.user_column, "item": options.item_column}
+        if options.time_column is not None:
+            columns["time"] = options.time_column
+        table = load_files(preparation, log, files, columns, ADVICE)
+        logger.info("checking %s events", domain)
+        settle_missing(table, "user")
+        settle_missing(table, "item")
+        time, kind = ("row", "number") if options.time_column is None else settle_times(table)
+        if domain == "target":
+            unknown = f"SELECT row, user::VARCHAR AS value FROM {log} WHERE user::VARCHAR NOT IN (SELECT user FROM source)"
+            settle(table, unknown, "user {value} has no source event")
+            settle_duplicates(table, ("user", "item"), "a pair of user and item")
+        elif options.time_column is not None:
+            settle_duplicates(table, ("user", "item", "time"), "an event")
+        preparation.connection.execute(
+            f"CREATE VIEW {domain} AS SELECT user::VARCHAR AS user, item::VARCHAR AS item, {time} AS time, row AS tie FROM {log}"
+        )
+        return kind
+
+
+def _load_labels(preparation: Preparation, files: list[Path], user_column: str) -> None:
+    """Make the view ``labels``: the user and, as text, every other column of the files."""
+    names = [name for name in column_names(preparation, files[0]) if name != user_column]
+    if not names:
+        raise DataError(f"{files[0]} has no label: no column but {user_column!r}")
+    columns = {"user": user_column} | {name: name for name in names}
+    table = load_files(preparation, "labels_log", files, columns, "; name another with --user-column")
+    settle_missing(table, "user")
+    settle_duplicates(table, ("user",), "a user")
+    known = "SELECT user FROM source UNION SELECT user FROM target"
+    unknown = f"SELECT row, user::VARCHAR AS value FROM labels_log WHERE user::VARCHAR NOT IN ({known})"
+    settle(table, unknown, "user {value} has no event")
+    texts = ", ".join(f"nullif({sql_name(name)}::VARCHAR, '') AS {sql_name(name)}" for name in names)
+    preparation.connection.execute(
+        f"CREATE VIEW labels AS SELECT user::VARCHAR AS user, {texts} FROM labels_log"
+    )

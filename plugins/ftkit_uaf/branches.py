@@ -1,0 +1,52 @@
+"""What every UAF strategy does to a backbone: each block gets a trainable copy, and a gate between the two.
+
+Chen et al., *User-specific Adaptive Fine-tuning for Cross-domain Recommendations*, TKDE 2021, Eq. 6:
+
+    E_l = I_l(u) F̂_l(E_{l−1}) + (1 − I_l(u)) F_l(E_{l−1}) + E_{l−1}
+
+For a residual block G(E) = F(E) + E the last term is (I_l + (1 − I_l)) E_{l−1}, so the equation equals
+I_l Ĝ_l(E_{l−1}) + (1 − I_l) G_l(E_{l−1}), which needs whole blocks only and so applies to every backbone.
+
+| symbol | attribute | shape |
+| --- | --- | --- |
+| G_l | ``frozen`` | (users, length, dim) → same |
+| Ĝ_l | ``tuned`` | (users, length, dim) → same |
+| I_l(u) | ``gate`` | (users,) |
+"""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor, nn
+
+from finetune_kit.backbone import Context
+from finetune_kit.strategy import Strategy
+
+
+class TwoBranchBlock(nn.Module):
+    """A pre-trained block, its trainable copy, and a gate per user between them (Eq. 6).
+
+    Args:
+        block: The pre-trained residual block G; the copy Ĝ starts from its weights.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.frozen = block
+        self.tuned = copy.deepcopy(block)
+        self.reach = getattr(block, "reach", None)
+
+    def forward(self, hidden: Tensor, context: Context, gate: Tensor) -> Tensor:
+        """Return I Ĝ(E) + (1 − I) G(E), the shape of ``hidden`` ``(users, length, dim)``; ``gate`` is ``(users,)``."""
+        gate = gate[:, None, None]  # (users, 1, 1)
+        return gate * self.tuned(hidden, context) + (1 - gate) * self.frozen(hidden, context)
+
+
+def add_tuned_branches(strategy: Strategy) -> None:
+    """Replace every block of a strategy's backbone by a `TwoBranchBlock`, the pre-trained half frozen."""
+    backbone = strategy.backbone
+    backbone.blocks = nn.ModuleList(TwoBranchBlock(block) for block in backbone.blocks)
+    for block in backbone.blocks:
+        assert isinstance(block, TwoBranchBlock)
+        strategy.freeze(block.frozen)

@@ -1,0 +1,106 @@
+"""UAF-Hard: for each user and block, the frozen or the fine-tuned branch, learned through Gumbel-softmax.
+
+Chen et al., *User-specific Adaptive Fine-tuning for Cross-domain Recommendations*, TKDE 2021, section 3.3.1.
+With π the policy's probabilities of (fine-tuned, frozen) and g ~ Gumbel(0, 1):
+
+    z   = one_hot(argmax_i [g_i + log π_i])                                 (Eq. 9, forward)
+    α_i = exp((log π_i + g_i)/τ) / Σ_j exp((log π_j + g_j)/τ)               (Eq. 10, backward)
+
+and I_l = z_0 of block l enters Eq. 6 (`branches.py`).
+
+| symbol | attribute or variable | shape |
+| --- | --- | --- |
+| log π | ``log_probabilities`` | (users, blocks, 2) |
+| g | ``gumbel`` | (users, blocks, 2) |
+| τ | ``temperature`` | scalar |
+| I_l | ``gates`` | (users, blocks) |
+
+Differences from the authors' code: there the sigmoid of the linear output stands in for log π
+(``logits=sigmoid``), and the noise stays on at evaluation (``evaluation=sample``, here with a noise that is a
+function of seed and user, so that evaluating twice gives the same numbers). The paper does not say what it does at
+evaluation; greedy is what it says of UAF-RL.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from finetune_kit.data.batch import Batch
+from finetune_kit.options import Options
+from finetune_kit.policy import make_policy
+from finetune_kit.seeding import uniform_per_user
+from finetune_kit.strategy import Encoded, Strategy
+from ftkit_uaf.branches import add_tuned_branches
+
+
+class UafHardOptions(Options):
+    """Options of UAF-Hard."""
+
+    temperature: float = Field(10.0, gt=0)
+    """τ of Eq. 10: the larger, the more even the gradient between the two actions."""
+    policy: str = "conv"
+    """The policy network, by name."""
+    policy_options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the policy network, e.g. strategy.policy_options.mask_padding=false."""
+    logits: Literal["log-softmax", "sigmoid"] = "log-softmax"
+    """What stands for log π: log-softmax of the policy's output (the paper) or its sigmoid (the authors' code)."""
+    evaluation: Literal["greedy", "sample", "expected"] = "greedy"
+    """At evaluation: the likelier action, an action drawn once per user, or the probability itself as a soft gate."""
+
+
+class UafHard(Strategy):
+    """UAF with hard decisions; trains the policy, the fine-tuned branches, the item embedding and the head."""
+
+    Options = UafHardOptions
+    options: UafHardOptions
+
+    def build(self) -> None:
+        """Give each block a trainable copy and add the policy; at first both branches compute the same."""
+        self.policy = make_policy(self.options.policy, self.backbone, 2, self.options.policy_options)
+        add_tuned_branches(self)
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Return user vectors ``(users, dim)`` with each user's gates applied (Eq. 6)."""
+        log_probabilities = self.log_probabilities(batch.sequence)  # (users, blocks, 2)
+        probabilities = log_probabilities.softmax(dim=-1)[..., 0]  # (users, blocks)
+        gates = self._train_gates(log_probabilities) if self.training else self._evaluation_gates(batch, log_probabilities)
+        vectors = self.backbone.user_vectors(batch.sequence, gates, pooling=self.pooling)
+        return Encoded(vectors, gates, probabilities)
+
+    def log_probabilities(self, sequence: Tensor) -> Tensor:
+        """Return log π, ``(users, blocks, 2)``, of item ids ``(users, length)``."""
+        output = self.policy(sequence)
+        return output.log_softmax(dim=-1) if self.options.logits == "log-softmax" else output.sigmoid()
+
+    def _train_gates(self, log_probabilities: Tensor) -> Tensor:
+        uniform = torch.rand(log_probabilities.shape, generator=self.noise).to(log_probabilities.device)
+        return gumbel_softmax(log_probabilities, uniform, self.options.temperature)[..., 0]
+
+    def _evaluation_gates(self, batch: Batch, log_probabilities: Tensor) -> Tensor:
+        if self.options.evaluation == "expected":
+            return log_probabilities.softmax(dim=-1)[..., 0]
+        if self.options.evaluation == "sample":
+            draws = uniform_per_user(batch.user, log_probabilities[0].numel(), self.seed)
+            return gumbel_softmax(log_probabilities, draws.view_as(log_probabilities), self.options.temperature)[..., 0]
+        return (log_probabilities[..., 0] > log_probabilities[..., 1]).to(log_probabilities.dtype)
+
+
+def gumbel_softmax(log_probabilities: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+    """Return one-hot actions with the gradient of their relaxation (straight-through).
+
+    Args:
+        log_probabilities: log π, ``(…, actions)``.
+        uniform: Draws from [0, 1), the same shape.
+        temperature: τ > 0.
+    """
+    tiny = torch.finfo(uniform.dtype).tiny
+    gumbel = -torch.log(-torch.log(uniform.clamp(min=tiny)).clamp(min=tiny))  # g = −log(−log u)
+    noisy = log_probabilities + gumbel
+    relaxed = (noisy / temperature).softmax(dim=-1)  # Eq. 10
+    chosen = F.one_hot(noisy.argmax(dim=-1), noisy.shape[-1]).to(noisy.dtype)  # Eq. 9
+    return chosen + (relaxed - relaxed.detach())
