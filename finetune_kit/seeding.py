@@ -47,8 +47,8 @@ def uniform_per_user(user: Tensor, num_draws: int, seed: int) -> Tensor:
     state = user.unsqueeze(1) * _wrap(0x9E3779B97F4A7C15) + draw * _wrap(0xD1B54A32D192ED03) + derive_seed(seed, "user")
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         state = (state ^ _shift_right(state, shift)) * _wrap(factor)
-    bits = _shift_right(state ^ _shift_right(state, 31), 40)  # the upper 24 bits: exact in float32
-    return (bits.to(torch.float32) + 0.5) / 2**24
+    bits = _shift_right(state ^ _shift_right(state, 31), 41)  # the upper 23 bits: with a half added, exact in float32
+    return (bits.to(torch.float32) + 0.5) / 2**23
 
 
 def _wrap(unsigned: int) -> int:

@@ -35,7 +35,7 @@ FLAGS = ("overwrite", "json", "help")
 
 @dataclass
 class Words:
-    """A command line taken apart: the words without a name, and the options by name, dashes as underscores."""
+    """A command line taken apart: words without a name, and options by name, dashes as underscores."""
 
     plain: list[str] = field(default_factory=list)
     options: dict[str, str] = field(default_factory=dict)
@@ -87,7 +87,7 @@ def parse_words(arguments: list[str], flags: Collection[str]) -> Words:
     """Return a command line taken apart.
 
     Args:
-        arguments: The words, e.g. ``["log.csv", "--max-target", "5", "--output=out"]``; what follows ``--`` has no name.
+        arguments: The words, e.g. ``["log.csv", "--max-target", "5"]``; after ``--`` none has a name.
         flags: Options that need no value: alone they mean ``true``.
 
     Raises:
@@ -122,7 +122,7 @@ def _flags(reader: type[DatasetReader]) -> set[str]:
 
 
 def _check(words: Words, reader: type[DatasetReader], name: str) -> dict[str, str]:
-    """Name the positional word, refuse unknown options; take `prepare`'s own out of the words and return them.
+    """Name the positional word, refuse unknown options; take `prepare`'s own out and return them.
 
     Raises:
         OptionError: For a word too many, an option that does not exist, or no ``--output``.
@@ -162,8 +162,9 @@ def _report(output: Path, as_json: bool) -> None:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return
     typer.echo(
-        f"prepared {output}: {facts['users']:,} users, {facts['source']['events']:,} source events of "
-        f"{facts['source']['items']:,} items, {facts['target']['events']:,} target events of {facts['target']['items']:,} items"
+        f"prepared {output}: {facts['users']:,} users, "
+        f"{facts['source']['events']:,} source events of {facts['source']['items']:,} items, "
+        f"{facts['target']['events']:,} target events of {facts['target']['items']:,} items"
     )
 
 

@@ -1,4 +1,4 @@
-"""What makes a row of raw events unusable; each check names the first such row, the reason and their number."""
+"""What makes a row of raw events unusable; a check names the first such row, the reason and their number."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def settle_missing(table: RawTable, column: str) -> None:
 def settle_duplicates(table: RawTable, columns: tuple[str, ...], what: str) -> None:
     """Refuse or drop rows that repeat an earlier row in some columns.
 
-    Rows are first compared by a 64-bit hash, a part of the hashes at a time, so that memory stays bounded; only
-    rows that share a hash are compared in full.
+    Rows are first compared by a 64-bit hash, a part of the hashes at a time, so that memory stays bounded;
+    only rows that share a hash are compared in full.
 
     Args:
         table: The raw table.
@@ -90,8 +90,8 @@ def settle_duplicates(table: RawTable, columns: tuple[str, ...], what: str) -> N
 def settle_times(table: RawTable, column: str = "time") -> tuple[str, TimeKind]:
     """Return how to read a table's times as numbers that sort, after settling those that can't be read.
 
-    Whole numbers stay whole, other numbers become DOUBLE, dates and timestamps (ISO 8601; UTC where no zone is
-    given) microseconds since 1970. What most rows can be read as is what the column is taken for.
+    Whole numbers stay whole, other numbers become DOUBLE, dates and timestamps (ISO 8601; UTC where no zone
+    is given) microseconds since 1970. What most rows can be read as is what the column is taken for.
 
     Returns:
         An SQL expression over ``column`` and the kind of its values.
@@ -121,8 +121,8 @@ def _time_expression(table: RawTable, column: str) -> tuple[str, TimeKind]:
     if declared != "VARCHAR":
         return (whole if "INT" in declared else number), "number"
     fraction = f"contains({name}, '.') OR contains(lower({name}), 'e')"  # the cast to BIGINT would round it
-    rows, wholes, numbers, dates = connection.execute(
-        f"SELECT count(*), count({whole}) FILTER (NOT ({fraction})), count({number}), count({date}) FROM {view}"
+    wholes, numbers, dates = connection.execute(
+        f"SELECT count({whole}) FILTER (NOT ({fraction})), count({number}), count({date}) FROM {view}"
     ).fetchall()[0]
     if numbers >= dates:
         return (whole if wholes == numbers else number), "number"
@@ -136,6 +136,4 @@ def refuse_mixed_times(first: TimeKind, second: TimeKind, one: str, other: str) 
         DataError: When one has numbers and the other dates.
     """
     if first != second:
-        raise DataError(
-            f"times in {one} are {first}s and in {other} {second}s; write them the same way, so that they can be compared"
-        )
+        raise DataError(f"times in {one} are {first}s and in {other} {second}s; write both the same way")

@@ -30,7 +30,7 @@ class Target(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """One profile label: its classes, and per user the index of the class, ``(num_users,)`` int64, -1 if unknown.
+    """One profile label: its classes, and per user a class's index, ``(num_users,)`` int64, -1 if unknown.
 
     Classes are sorted, as numbers where all of them are whole numbers. User ``u`` stands at ``value[u - 1]``.
     """
@@ -64,7 +64,8 @@ class Dataset:
         manifest = read_manifest(path)
         checksum = manifest["files"]["source.parquet"]["sha256"]
         if not is_flat(path, checksum):
-            write_flat(path, checksum)
+            with connect() as connection:
+                write_flat(path, checksum, connection)
         return cls(path, manifest)
 
     @property

@@ -11,7 +11,7 @@ from finetune_kit.data.flat import EVENTS_AT_ONCE, user_ranges
 from finetune_kit.data.preparation import Preparation
 
 
-def sort_events(preparation: Preparation, domain: str, limit: int | None) -> None:
+def sort_events(preparation: Preparation, domain: str, limit: int | None) -> int:
     """Make ``_source_items`` (id, raw) and ``_source_sorted`` (user, item, time), or those of the target.
 
     Items are numbered twice: all those of the log, in the order of their raw ids, so that text is joined
@@ -21,6 +21,9 @@ def sort_events(preparation: Preparation, domain: str, limit: int | None) -> Non
         preparation: Holds the events, as views or tables of the domain's name, and ``_kept_users``.
         domain: ``"source"`` or ``"target"``.
         limit: Keep only that many events per user, the earliest; None keeps all.
+
+    Returns:
+        How many items the whole log has.
     """
     run = preparation.connection.execute
     run(
@@ -44,7 +47,9 @@ def sort_events(preparation: Preparation, domain: str, limit: int | None) -> Non
         f"""CREATE TABLE _{domain}_sorted AS SELECT user, id AS item, time FROM _coded
         JOIN _{domain}_items USING (code) ORDER BY user, time, tie"""
     )
+    num_items = preparation.count("SELECT count(*) FROM _codes")
     run("DROP TABLE _codes; DROP TABLE _coded")
+    return num_items
 
 
 def write_tables(preparation: Preparation) -> dict[str, int]:
@@ -59,7 +64,8 @@ def write_tables(preparation: Preparation) -> dict[str, int]:
     for domain in ("source", "target"):
         _copy(preparation, f"SELECT id, raw FROM _{domain}_items ORDER BY id", f"{domain}_items")
     if preparation.has_table("labels"):
-        labels = "SELECT id AS user, labels.* EXCLUDE (user) FROM labels JOIN _kept_users ON labels.user = raw ORDER BY id"
+        columns = "_kept_users.id AS user, labels.* EXCLUDE (user)"
+        labels = f"SELECT {columns} FROM labels JOIN _kept_users ON labels.user = _kept_users.raw ORDER BY 1"
         _copy(preparation, labels, "labels")
     tables = {
         "users": "_kept_users",
@@ -104,12 +110,13 @@ def time_facts(preparation: Preparation) -> dict[str, Any]:
     """Return what the times of kept events say: how many are equal, how far the domains overlap.
 
     Returns:
-        ``equal``: share of source events with the time of the same user's event before; ``after_target``: share
-        of source events later than the same user's first target event, among users who have one (None if none).
+        ``equal``: share of source events with the time of the same user's event before; ``after_target``:
+        share of source events later than the same user's first target event, among users who have one (None
+        if nobody has).
     """
     equal, events = preparation.connection.execute(
-        """SELECT count(*) FILTER (again), count(*) FROM (SELECT user = lag(user) OVER () AND time = lag(time) OVER ()
-        AS again FROM _source_sorted)"""
+        """SELECT count(*) FILTER (again), count(*) FROM (
+            SELECT user = lag(user) OVER () AND time = lag(time) OVER () AS again FROM _source_sorted)"""
     ).fetchall()[0]
     later, compared = preparation.connection.execute(
         """SELECT count(*) FILTER (time > first), count(*) FROM _source_sorted

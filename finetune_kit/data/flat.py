@@ -1,7 +1,8 @@
 """Flat arrays beside ``source.parquet``: what training memory-maps.
 
 ``source.items.npy`` (int32) holds all users' items one after another, ``source.offsets.npy`` (int64,
-``num_users + 1``) where each user's begin, ``source.flat.json`` the checksum of the Parquet file they were made of.
+``num_users + 1``) where each user's begin, ``source.flat.json`` the checksum of the Parquet file that they
+were made of.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
 import numpy as np
 
-from finetune_kit.data.database import connect, sql_path
+from finetune_kit.data.database import sql_path
 from finetune_kit.errors import DataError
 
 ITEMS, OFFSETS, STAMP = "source.items.npy", "source.offsets.npy", "source.flat.json"
@@ -47,43 +49,42 @@ def is_flat(folder: Path, checksum: str) -> bool:
     return stamp == {"source.parquet": checksum, "bytes": sizes}
 
 
-def write_flat(folder: Path, checksum: str) -> None:
+def write_flat(folder: Path, checksum: str, connection: duckdb.DuckDBPyConnection) -> None:
     """Write the flat arrays from ``source.parquet``, a range of users at a time.
 
     Args:
         folder: The dataset folder.
         checksum: SHA-256 of its ``source.parquet``.
+        connection: Any database; its memory limit holds.
 
     Raises:
         DataError: When the file's users are not 1, 2, 3, …, or the folder can't be written.
     """
     scan = f"read_parquet({sql_path(folder / 'source.parquet')})"
-    with (
-        connect() as connection,
-        tempfile.TemporaryDirectory(prefix=".flat.", dir=_writable(folder)) as temporary,
-    ):
-        columns = connection.execute(f"SELECT user, len(items) AS length FROM {scan}").fetchnumpy()
-        users, lengths = columns["user"], np.asarray(columns["length"], dtype=np.int64)
-        if not np.array_equal(users, np.arange(1, len(users) + 1)):
-            raise DataError(
-                f"{folder / 'source.parquet'}: the column user must be 1, 2, 3, … in order; prepare it again"
-            )
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        np.save(Path(temporary) / OFFSETS, offsets)
-        items = np.lib.format.open_memmap(
-            Path(temporary) / ITEMS, mode="w+", dtype=np.int32, shape=(int(offsets[-1]),)
-        )
+    lengths = _read_lengths(connection, scan, folder)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    with tempfile.TemporaryDirectory(prefix=".flat.", dir=_writable(folder)) as temporary:
+        new = Path(temporary)
+        np.save(new / OFFSETS, offsets)
+        items = np.lib.format.open_memmap(new / ITEMS, mode="w+", dtype=np.int32, shape=(int(offsets[-1]),))
         for first, last in user_ranges(lengths):
             query = f"SELECT unnest(items) AS item FROM {scan} WHERE user > {first} AND user <= {last}"
             items[offsets[first] : offsets[last]] = connection.execute(query).fetchnumpy()["item"]
         items.flush()
-        sizes = {}
-        for name in (ITEMS, OFFSETS):
-            sizes[name] = (Path(temporary) / name).stat().st_size
-            (Path(temporary) / name).replace(folder / name)
-        stamp = Path(temporary) / STAMP
-        stamp.write_text(json.dumps({"source.parquet": checksum, "bytes": sizes}) + "\n", encoding="utf-8")
-        stamp.replace(folder / STAMP)  # last: the arrays count only once all are in place
+        sizes = {name: (new / name).stat().st_size for name in (ITEMS, OFFSETS)}
+        stamp = {"source.parquet": checksum, "bytes": sizes}
+        (new / STAMP).write_text(json.dumps(stamp) + "\n", encoding="utf-8")
+        for name in (ITEMS, OFFSETS, STAMP):  # the stamp last: the arrays count only once both are in place
+            (new / name).replace(folder / name)
+
+
+def _read_lengths(connection: duckdb.DuckDBPyConnection, scan: str, folder: Path) -> np.ndarray:
+    columns = connection.execute(f"SELECT user, len(items) AS length FROM {scan}").fetchnumpy()
+    users = columns["user"]
+    if not np.array_equal(users, np.arange(1, len(users) + 1)):
+        file = folder / "source.parquet"
+        raise DataError(f"{file}: the column user must be 1, 2, 3, … in order; prepare it again")
+    return np.asarray(columns["length"], dtype=np.int64)
 
 
 def _writable(folder: Path) -> Path:

@@ -15,6 +15,8 @@ from finetune_kit.errors import DataError
 
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
+KEYS = ("name", "counts", "options", "inputs", "files", "vocabularies", "raw", "warnings")
+"""What a manifest says besides its format version."""
 
 
 def is_dataset(path: Path) -> bool:
@@ -37,11 +39,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         version = manifest["format_version"]
+        lacking = [key for key in KEYS if key not in manifest] if version == FORMAT_VERSION else []
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path / MANIFEST} is damaged ({error}); prepare the dataset again") from error
+    if lacking:
+        raise DataError(f"{path / MANIFEST} is damaged (no {', '.join(lacking)}); prepare the dataset again")
     if version != FORMAT_VERSION:
         raise DataError(
-            f"{path} has dataset format {version!r}; this finetune-kit reads format {FORMAT_VERSION}; prepare it again"
+            f"{path} has dataset format {version!r}; "
+            f"this finetune-kit reads format {FORMAT_VERSION}; prepare it again"
         )
     _check_files(path, manifest)
     return manifest
@@ -54,8 +60,8 @@ def _check_files(path: Path, manifest: dict[str, Any]) -> None:
             raise DataError(f"{file} is missing; prepare the dataset again")
         if file.stat().st_size != recorded["bytes"]:
             raise DataError(
-                f"{file} is damaged: it has {file.stat().st_size:,} bytes, {recorded['bytes']:,} were written; "
-                "prepare the dataset again"
+                f"{file} is damaged: it has {file.stat().st_size:,} bytes, "
+                f"{recorded['bytes']:,} were written; prepare the dataset again"
             )
 
 
@@ -70,7 +76,7 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Give an empty folder of the same name, in a temporary sibling; it moves to ``output`` when the block ends well.
+    """Give an empty folder of that name in a temporary sibling; it moves to ``output`` when all ends well.
 
     Args:
         output: Where the folder shall appear; missing parents are made.
@@ -79,7 +85,7 @@ def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         DataError: When something other than an empty folder (or a dataset to overwrite) is at ``output``.
     """
-    output = Path(os.path.abspath(output))  # noqa: PTH100  (resolve() would follow a link that is to be replaced)
+    output = Path(os.path.abspath(output))  # noqa: PTH100  (resolve() would follow a link)
     _refuse_taken(output, overwrite)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(

@@ -13,15 +13,15 @@ MOST = 10
 
 
 def inspect(dataset: Dataset) -> dict[str, Any]:
-    """Return what is in a dataset, and what was left out when it was prepared; all of it can be written as JSON.
+    """Return what is in a dataset and what was left out when it was prepared, fit to be written as JSON.
 
     Returns:
-        ``users``; ``source`` and ``target`` with ``items``, ``events`` and their spread over users; ``labels``
-        with users per class; ``times`` (None without times): the share of source events with the time of the
-        same user's event before (``equal``: their order is the file's, or drawn) and later than the user's
-        first target event (``after_target``: a model that sees them looks into the future); ``raw``, the
-        counts before anyone was left out; ``left_out``, users and their events by reason; ``beyond_max_target``, target events of
-        kept users that were too many; ``warnings``.
+        ``users``; ``source`` and ``target`` with ``items``, ``events`` and their spread over users;
+        ``labels`` with users per class; ``times`` (None without times): the share of source events with the
+        time of the same user's event before (``equal``: their order is the file's, or drawn) and later than
+        the user's first target event (``after_target``: a model that sees them looks into the future);
+        ``raw``, the counts before anyone was left out; ``left_out``, users and their events by reason;
+        ``beyond_max_target``, target events of kept users that were too many; ``warnings``.
     """
     counts, raw = dataset.manifest["counts"], dict(dataset.manifest["raw"])
     left_out, beyond, times = (raw.pop(key) for key in ("left_out", "beyond_max_target", "times"))

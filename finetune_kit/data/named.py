@@ -61,13 +61,14 @@ def make_reader(component: Component, values: Mapping[str, Any]) -> DatasetReade
     for name, field in reader.Options.model_fields.items():
         if field.is_required() and name not in values:
             raise OptionError(
-                f"dataset {component.name!r} needs the option {name}; see `ftkit data prepare {component.name} --help`"
+                f"dataset {component.name!r} needs the option {name}; "
+                f"see `ftkit data prepare {component.name} --help`"
             )
     return reader(resolve(reader.Options, values, component.name))
 
 
 def cache_folder() -> Path:
-    """Return where prepared datasets are kept: ``$FTKIT_CACHE``, else ``ftkit`` in the user's cache folder."""
+    """Return where prepared datasets are kept: ``$FTKIT_CACHE`` or ``ftkit`` in the user's cache folder."""
     if os.environ.get("FTKIT_CACHE"):
         return Path(os.environ["FTKIT_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ftkit"

@@ -57,7 +57,7 @@ class Preparation:
         """Refuse rows that can't be used, or warn that they are dropped, as ``on_bad`` says.
 
         Raises:
-            DataError: With ``on_bad="refuse"``; names the first row's place, the reason and the number of rows.
+            DataError: With ``on_bad="refuse"``; names the first row's place, the reason and how many.
         """
         if self.on_bad == "refuse":
             raise DataError(
@@ -101,7 +101,8 @@ def preparing(
             yield Preparation(connection, folder, scratch, on_bad)
         except duckdb.OutOfMemoryException as error:
             raise DataError(
-                f"preparing took more than memory_limit = {memory_limit!r} or the disk has; raise the limit ({_line(error)})"
+                f"preparing took more than memory_limit = {memory_limit!r} or the disk has; "
+                f"raise the limit ({_line(error)})"
             ) from error
         except duckdb.IOException as error:
             raise DataError(f"reading or writing failed: {_line(error)}") from error

@@ -41,9 +41,10 @@ def write_dataset(
 ) -> None:
     """Write the files of a dataset, named after its folder, from the preparation's tables.
 
-    The tables or views read, all without nulls: ``source`` and ``target`` with the columns ``user`` and ``item``
-    (VARCHAR), ``time`` (a number) and ``tie`` (any number: the order of a user's events of one time); optional
-    ``labels`` with ``user`` and one column per profile label (VARCHAR; null for unknown).
+    The tables or views read, all without nulls: ``source`` and ``target`` with the columns ``user`` and
+    ``item`` (VARCHAR), ``time`` (a number) and ``tie`` (a number: the order of a user's events of one time);
+    optional ``labels`` with ``user`` and one column per profile label (VARCHAR; null for unknown). Names that
+    begin with an underscore are taken.
 
     Args:
         preparation: Holds the tables, and the folder that is written.
@@ -61,13 +62,13 @@ def write_dataset(
     facts = _select_users(preparation, min_source, keep)
     for domain, limit in (("source", None), ("target", max_target)):
         logger.info("sorting %s events", domain)
-        sort_events(preparation, domain, limit)
+        facts[f"{domain}_items"] = sort_events(preparation, domain, limit)
     facts["times"] = time_facts(preparation) if has_times else None
     logger.info("writing the dataset")
     counts = write_tables(preparation)
     facts["beyond_max_target"] = facts.pop("wanted_target_events") - counts["target_events"]
     files = {path.name: describe_file(path) for path in sorted(preparation.folder.glob("*.parquet"))}
-    write_flat(preparation.folder, files["source.parquet"]["sha256"])
+    write_flat(preparation.folder, files["source.parquet"]["sha256"], preparation.connection)
     manifest = {
         "format_version": FORMAT_VERSION,
         "name": preparation.folder.name,
@@ -76,7 +77,7 @@ def write_dataset(
         "inputs": {str(path): describe_file(path) for path in inputs},
         "files": files,
         "vocabularies": {
-            domain: vocabulary_hash(preparation.folder / f"{domain}_items.parquet")
+            domain: vocabulary_hash(preparation.folder / f"{domain}_items.parquet", preparation.connection)
             for domain in ("source", "target")
         },
         "raw": facts,
@@ -125,7 +126,6 @@ def _raw_facts(preparation: Preparation) -> dict[str, Any]:
         for domain in ("source", "target")
         for what, query in {
             "users": f"SELECT count(*) FROM _people WHERE {domain}_events > 0",
-            "items": f"SELECT count(DISTINCT item) FROM {domain}",
             "events": f"SELECT sum({domain}_events) FROM _people",
         }.items()
     }
@@ -136,7 +136,9 @@ def _raw_facts(preparation: Preparation) -> dict[str, Any]:
         """SELECT reason, count(*), sum(source_events), sum(target_events) FROM _people
         WHERE reason IS NOT NULL GROUP BY reason ORDER BY reason"""
     ).fetchall()
-    facts["wanted_target_events"] = preparation.count("SELECT sum(target_events) FROM _people WHERE reason IS NULL")
+    facts["wanted_target_events"] = preparation.count(
+        "SELECT sum(target_events) FROM _people WHERE reason IS NULL"
+    )
     keys = ("reason", "users", "source_events", "target_events")
     facts["left_out"] = [dict(zip(keys, (row[0], *map(int, row[1:])), strict=True)) for row in left_out]
     return facts

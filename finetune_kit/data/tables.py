@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import duckdb
 
 from finetune_kit.data.database import sql_name, sql_path, sql_text
 from finetune_kit.data.preparation import Preparation
+from finetune_kit.data.text import TextFormat, header_names, line_of_byte, line_of_record
 from finetune_kit.errors import DataError, did_you_mean
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -22,26 +20,9 @@ MAX_LINE = 1 << 24
 """The longest line of text that is read, in bytes: one user's whole history may be one line."""
 
 
-@dataclass(frozen=True)
-class TextFormat:
-    """How a file of delimited text is written.
-
-    Args:
-        delimiter: What stands between two fields.
-        names: The columns, where the file has no header; None takes them from its first line.
-        quote: What may stand around a field; empty for nothing.
-        encoding: ``"utf-8"`` or ``"latin-1"``.
-    """
-
-    delimiter: str
-    names: tuple[str, ...] | None = None
-    quote: str = '"'
-    encoding: str = "utf-8"
-
-
 @dataclass
 class RawTable:
-    """Rows as they stood in files: a view ``name`` with the columns asked for and ``row``, which counts from 0.
+    """Rows as they stood in files: a view ``name`` with the columns asked for and ``row``, from 0.
 
     Args:
         preparation: Where the table lives.
@@ -56,11 +37,11 @@ class RawTable:
     parts: list[tuple[Path, TextFormat | None, int]] = field(default_factory=list)
 
     def locate(self, row: int) -> str:
-        """Return where a row stood, e.g. ``"events.csv, line 7"``; reads the file's text again up to there."""
+        """Return where a row stood, e.g. ``"events.csv, line 7"``; reads text again up to there."""
         path, text, first = next(part for part in reversed(self.parts) if part[2] <= row)
         if text is None:
             return f"{path}, row {row - first + 1}"
-        return f"{path}, line {_line_of_record(path, text, row - first)}"
+        return f"{path}, line {line_of_record(path, text, row - first)}"
 
     def exclude(self, rows: str) -> None:
         """Leave out the rows that a query gives in its column ``row``."""
@@ -112,7 +93,7 @@ def load_files(
         advice: What to do about a missing column; ends the error.
 
     Raises:
-        DataError: For an unreadable or empty file, a missing column, a row of another width, or another extension.
+        DataError: For an unreadable or empty file, a missing column, another width or extension.
     """
     table = RawTable(preparation, name, tuple(columns))
     for path in files:
@@ -121,13 +102,9 @@ def load_files(
         if path.suffix.lower() == ".parquet":
             with _readable(path):
                 _append(table, path, None, columns, f"read_parquet({sql_path(path)})")
+            _refuse_empty(table)
         else:
-            append_text(
-                table,
-                path,
-                TextFormat(DELIMITERS[Path(path.name.removesuffix(".gz")).suffix.lower()]),
-                columns,
-            )
+            append_text(table, path, TextFormat(DELIMITERS[_suffix(path)]), columns)
     return table
 
 
@@ -137,7 +114,7 @@ def column_names(preparation: Preparation, path: Path) -> tuple[str, ...]:
     Raises:
         DataError: For an unreadable or empty file, or another extension.
     """
-    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    suffix = _suffix(path)
     if suffix in DELIMITERS:
         return header_names(path, TextFormat(DELIMITERS[suffix]))
     if suffix != ".parquet":
@@ -147,6 +124,10 @@ def column_names(preparation: Preparation, path: Path) -> tuple[str, ...]:
             f"DESCRIBE SELECT * FROM read_parquet({sql_path(path)})"
         ).fetchall()
     return tuple(row[0] for row in rows)
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
 def append_text(table: RawTable, path: Path, text: TextFormat, columns: dict[str, str]) -> None:
@@ -172,6 +153,7 @@ def append_text(table: RawTable, path: Path, text: TextFormat, columns: dict[str
     with _readable(path):
         _append(table, path, text, columns, f"read_csv({sql_path(path)}, {reader})")
     _refuse_rejects(table, path)
+    _refuse_empty(table)
 
 
 def _append(table: RawTable, path: Path, text: TextFormat | None, columns: dict[str, str], scan: str) -> None:
@@ -185,13 +167,18 @@ def _append(table: RawTable, path: Path, text: TextFormat | None, columns: dict[
         connection.execute(f"CREATE TABLE {stored} AS SELECT {wanted} FROM {scan}")
         connection.execute(f"CREATE VIEW {sql_name(table.name)} AS SELECT rowid AS row, * FROM {stored}")
     table.parts.append((path, text, first))
-    if table.preparation.count(f"SELECT count(*) FROM {stored}") == first:
+
+
+def _refuse_empty(table: RawTable) -> None:
+    """Refuse the file that was appended last if it has no rows."""
+    path, _, first = table.parts[-1]
+    if table.preparation.count(f"SELECT count(*) FROM {sql_name(f'{table.name}_stored')}") == first:
         raise DataError(f"{path} has no rows")
 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turn DuckDB's complaint about a file into one line that names it; memory and disk are others' business."""
+    """Turn DuckDB's complaint about a file into one line that names it; memory is another's business."""
     try:
         yield
     except duckdb.OutOfMemoryException:
@@ -210,7 +197,7 @@ def _require(path: Path, wanted: Iterable[str], names: Sequence[str], advice: st
 
 
 def _refuse_rejects(table: RawTable, path: Path) -> None:
-    """Refuse or drop the rows of a text file that could not be taken apart; each lacks a place in the table."""
+    """Refuse or drop the rows of a text file that could not be taken apart; they are not in the table."""
     connection = table.preparation.connection
     rejects = connection.execute(
         "SELECT min(byte), count(*), arg_min(message, byte) FROM (SELECT line_byte_position AS byte, "
@@ -219,81 +206,10 @@ def _refuse_rejects(table: RawTable, path: Path) -> None:
     connection.execute("DROP TABLE reject_errors; DROP TABLE reject_scans")
     byte, rows, message = rejects[0]
     if rows:
-        line = _line_of_byte(path, byte - 1)
+        line = line_of_byte(path, byte - 1)
         reason = (
             message.rstrip(".")
             .replace("Expected Number of Columns: ", "columns expected: ")
             .replace(" Found: ", ", found: ")
         )
         table.preparation.bad(f"{path}, line {line}", reason, rows)
-
-
-def _line_of_byte(path: Path, byte: int) -> int:
-    """Return the line, from 1, of the record that begins at a byte, counted from 0, or after blank lines there."""
-    with _open(path) as file:
-        line = 1 + sum(piece.count(b"\n") for piece in _pieces(file, byte))
-        while (character := file.read(1)) in (b"\r", b"\n"):
-            line += character == b"\n"
-    return line
-
-
-def header_names(path: Path, text: TextFormat) -> tuple[str, ...]:
-    """Return the columns that a text file's first line names.
-
-    Raises:
-        DataError: For a file that is empty, no text, or names a column twice.
-    """
-    try:
-        with _open(path) as file:
-            lines = (line.decode("utf-8-sig") for line in file)
-            quoting = csv.QUOTE_MINIMAL if text.quote else csv.QUOTE_NONE
-            names = next(
-                csv.reader(lines, delimiter=text.delimiter, quotechar=text.quote or None, quoting=quoting), []
-            )
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} can't be read as text: {error}") from error
-    if not names:
-        raise DataError(f"{path} is empty; its first line must name the columns")
-    if len(set(names)) < len(names):
-        raise DataError(f"{path} names a column twice: {', '.join(names)}")
-    return tuple(names)
-
-
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-
-
-def _pieces(file: IO[bytes], length: int) -> Iterator[bytes]:
-    """Yield the first ``length`` bytes of a file, in pieces."""
-    while length > 0 and (piece := file.read(min(length, 1 << 20))):
-        length -= len(piece)
-        yield piece
-
-
-def _line_of_record(path: Path, text: TextFormat, record: int) -> int:
-    """Return the line, from 1, on which the record of that number, from 0, begins.
-
-    A quoted field may span lines, and what was set aside has another width. Only called on the way to a
-    message: it reads the text line by line.
-    """
-    width, seen = len(text.names or header_names(path, text)), -1 if text.names is None else 0
-    with _open(path) as file:
-        lines = (line.decode(text.encoding, errors="replace") for line in file)
-        for begin, fields in _records(lines, text):
-            seen += fields == width
-            if seen > record:
-                return begin
-    raise AssertionError(f"{path} has no record {record}")
-
-
-def _records(lines: Iterator[str], text: TextFormat) -> Iterator[tuple[int, int]]:
-    """Yield where each record begins, counted from 1, and how many fields it has; 0 for a blank line."""
-    if text.quote:
-        reader, begin = csv.reader(lines, delimiter=text.delimiter, quotechar=text.quote), 1
-        for fields in reader:
-            yield begin, len(fields)
-            begin = reader.line_num + 1
-    else:
-        one_column = text.names is not None and len(text.names) == 1  # where a blank line is a record too
-        for number, line in enumerate(lines, 1):
-            yield number, line.count(text.delimiter) + 1 if one_column or line.strip() else 0

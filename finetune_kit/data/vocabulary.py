@@ -5,25 +5,26 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import duckdb
+
 from finetune_kit.data.database import connect, sql_path
 
 IDS_AT_ONCE = 100_000
 
 
 def read_vocabulary(path: Path) -> list[str]:
-    """Return the raw ids of ``users.parquet``, ``source_items.parquet`` or ``target_items.parquet``, by dense id - 1."""
+    """Return the raw ids of ``users.parquet`` or one of the ``…_items.parquet``, by dense id - 1."""
     with connect() as connection:
         rows = connection.execute(f"SELECT raw FROM read_parquet({sql_path(path)}) ORDER BY id").fetchnumpy()
     return [str(raw) for raw in rows["raw"]]
 
 
-def vocabulary_hash(path: Path) -> str:
+def vocabulary_hash(path: Path, connection: duckdb.DuckDBPyConnection) -> str:
     """Return a SHA-256, in hex, of a vocabulary's raw ids in the order of their dense ids."""
     digest = hashlib.sha256()
-    with connect() as connection:
-        rows = connection.execute(f"SELECT raw FROM read_parquet({sql_path(path)}) ORDER BY id")
-        while some := rows.fetchmany(IDS_AT_ONCE):
-            for (raw,) in some:
-                encoded = raw.encode()
-                digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    rows = connection.execute(f"SELECT raw FROM read_parquet({sql_path(path)}) ORDER BY id")
+    while some := rows.fetchmany(IDS_AT_ONCE):
+        for (raw,) in some:
+            encoded = raw.encode()
+            digest.update(len(encoded).to_bytes(8, "little") + encoded)
     return digest.hexdigest()

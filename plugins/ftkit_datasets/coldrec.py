@@ -1,8 +1,8 @@
 """The text format of the UAF authors' ColdRec data: one user per line, without ids for users.
 
-A line of the target file is ``id,id,…,id,,y1,y2,…``: the source sequence, oldest first and padded with 0 in
-front, a double comma, the target items, or one profile class. A line of the pre-training file is
-``id,id,…,id``. Users are named by file and line: ``0001``, ``0002``, … and ``pretrain-0001``, ….
+A line of the target file is ``id,id,…,id,,y1,y2,…``: the source sequence, oldest first and padded with 0
+in front, a double comma, the target items, or one profile class. A line of the pre-training file is
+``id,id,…,id``. Users are named after their lines: ``000000001``, … and ``pretrain-000000001``, ….
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from finetune_kit.data.database import sql_name
 from finetune_kit.data.preparation import DEFAULT_MEMORY_LIMIT, OnBad, Preparation, logger, preparing
 from finetune_kit.data.prepare import write_dataset
 from finetune_kit.data.reader import DatasetReader
-from finetune_kit.data.tables import RawTable, TextFormat, append_text, find_files
+from finetune_kit.data.tables import RawTable, append_text, find_files
+from finetune_kit.data.text import TextFormat
 from finetune_kit.options import Options
 
 WHOLE_LINE = TextFormat(delimiter="\x01", names=("line",), quote="")
@@ -44,7 +45,7 @@ class ColdRecOptions(Options):
     on_bad: OnBad = "refuse"
     """What becomes of lines that can't be used: refuse the file, or drop them with a warning."""
     memory_limit: str = DEFAULT_MEMORY_LIMIT
-    """How much memory the preparation may take, about; what does not fit is kept on disk beside the output."""
+    """How much memory preparing may take, about; what does not fit is sorted on disk beside the output."""
 
     @field_validator("label_name")
     @classmethod
@@ -130,9 +131,10 @@ def _check_targets(table: RawTable, task: str) -> None:
 
 def _events(lines: str, user: str, ids: str) -> str:
     """Return a query of one row per item of the lines, without padding, in the columns of an event log."""
+    ids = f"string_split({ids}, ',')"
     return (
         f"SELECT user, ltrim(item, '0') AS item, position AS time, 0 AS tie FROM (SELECT {user} AS user, "
-        f"unnest(string_split({ids}, ',')) AS item, generate_subscripts(string_split({ids}, ','), 1) AS position "
+        f"unnest({ids}) AS item, generate_subscripts({ids}, 1) AS position "
         f"FROM {lines}) WHERE ltrim(item, '0') <> ''"
     )
 
@@ -144,6 +146,5 @@ def _make_targets(preparation: Preparation, options: ColdRecOptions, user: str) 
         run("CREATE TABLE target AS " + _events("target_lines", user, TARGETS))
         return
     run("CREATE TABLE target AS SELECT * FROM source WHERE false")
-    run(
-        f"CREATE TABLE labels AS SELECT {user} AS user, {TARGETS} AS {sql_name(options.label_name)} FROM target_lines"
-    )
+    label = sql_name(options.label_name)
+    run(f"CREATE TABLE labels AS SELECT {user} AS user, {TARGETS} AS {label} FROM target_lines")

@@ -30,7 +30,7 @@ class EventsOptions(Options):
     """Options of `Events`."""
 
     source: str
-    """Source events: a Parquet, CSV or TSV file (.gz too), a folder of them, or a pattern such as 'log/*.parquet'."""
+    """Source events: a Parquet, CSV or TSV file (.gz too), a folder of them, or a pattern like 'log*.csv'."""
     target: str | None = None
     """Target events, in the same ways; none makes a dataset of labels alone."""
     labels: str | None = None
@@ -40,7 +40,7 @@ class EventsOptions(Options):
     item_column: str = "item"
     """The column with the item's id."""
     time_column: str | None = "time"
-    """The column with the time: a number, or an ISO 8601 date or timestamp; none takes the order of the rows."""
+    """The column with the time: a number, or an ISO 8601 date or timestamp; none takes the rows' order."""
     max_target: int | None = Field(default=None, ge=1)
     """Keep at most that many target events per user, the earliest; none keeps all."""
     min_source: int = Field(default=1, ge=1)
@@ -50,7 +50,7 @@ class EventsOptions(Options):
     on_bad: Literal["refuse", "drop"] = "refuse"
     """What becomes of rows that can't be used: refuse the file, or drop them with a warning."""
     memory_limit: str = DEFAULT_MEMORY_LIMIT
-    """How much memory the preparation may take, about; what does not fit is sorted on disk beside the output."""
+    """How much memory preparing may take, about; what does not fit is sorted on disk beside the output."""
 
 
 class Events(DatasetReader):
@@ -113,13 +113,16 @@ class Events(DatasetReader):
         settle_missing(table, "item")
         time, kind = ("row", "number") if options.time_column is None else settle_times(table)
         if domain == "target":
-            unknown = f"SELECT row, user::VARCHAR AS value FROM {log} WHERE user::VARCHAR NOT IN (SELECT user FROM source)"
+            unknown = (
+                f"SELECT row, user AS value FROM {log} ANTI JOIN source ON {log}.user::VARCHAR = source.user"
+            )
             settle(table, unknown, "user {value} has no source event")
             settle_duplicates(table, ("user", "item"), "a pair of user and item")
         elif options.time_column is not None:
             settle_duplicates(table, ("user", "item", "time"), "an event")
         preparation.connection.execute(
-            f"CREATE VIEW {domain} AS SELECT user::VARCHAR AS user, item::VARCHAR AS item, {time} AS time, row AS tie FROM {log}"
+            f"CREATE VIEW {domain} AS SELECT user::VARCHAR AS user, item::VARCHAR AS item, {time} AS time, "
+            f"row AS tie FROM {log}"
         )
         return kind
 
@@ -129,14 +132,16 @@ def _load_labels(preparation: Preparation, files: list[Path], user_column: str) 
     names = [name for name in column_names(preparation, files[0]) if name != user_column]
     if not names:
         raise DataError(f"{files[0]} has no label: no column but {user_column!r}")
-    columns = {"user": user_column} | {name: name for name in names}
+    if any(name.lower() == "user" for name in names):
+        raise DataError(f"{files[0]}: a label can't be called 'user'; rename that column")
+    columns = {"user": user_column} | {f"label{k}": name for k, name in enumerate(names)}
     table = load_files(preparation, "labels_log", files, columns, "; name another with --user-column")
     settle_missing(table, "user")
     settle_duplicates(table, ("user",), "a user")
     known = "SELECT user FROM source UNION SELECT user FROM target"
     unknown = f"SELECT row, user::VARCHAR AS value FROM labels_log WHERE user::VARCHAR NOT IN ({known})"
     settle(table, unknown, "user {value} has no event")
-    texts = ", ".join(f"nullif({sql_name(name)}::VARCHAR, '') AS {sql_name(name)}" for name in names)
+    texts = ", ".join(f"nullif(label{k}::VARCHAR, '') AS {sql_name(name)}" for k, name in enumerate(names))
     preparation.connection.execute(
         f"CREATE VIEW labels AS SELECT user::VARCHAR AS user, {texts} FROM labels_log"
     )

@@ -2,7 +2,7 @@
 
 F. M. Harper and J. A. Konstan, "The MovieLens Datasets: History and Context", ACM TiiS 2015,
 https://grouplens.org/datasets/movielens/1m/. The data may not be redistributed; this reads your copy:
-``ratings.dat``, ``movies.dat`` and ``users.dat`` as published, or RecBole's ``.inter``, ``.item`` and ``.user``.
+``ratings.dat``, ``movies.dat`` and ``users.dat`` as published, or RecBole's ``.inter``, ``.item``, ``.user``.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from finetune_kit.data.database import sql_text
 from finetune_kit.data.preparation import OnBad, Preparation, logger, preparing
 from finetune_kit.data.prepare import write_dataset
 from finetune_kit.data.reader import DatasetReader
-from finetune_kit.data.tables import RawTable, TextFormat, append_text, header_names
+from finetune_kit.data.tables import RawTable, append_text
+from finetune_kit.data.text import TextFormat, header_names
 from finetune_kit.errors import DataError, OptionError, did_you_mean
 from finetune_kit.options import Options
 
 TIE_SEED = 20210217
-"""Orders ratings of one user at one second; half of all have the second of the one before, so the file's order would decide the sequence."""
+"""Orders a user's ratings of one second: half of all have the second of the one before."""
 OFFICIAL = {"ratings": "ratings.dat", "films": "movies.dat", "people": "users.dat"}
 ATOMIC = {"ratings": ".inter", "films": ".item", "people": ".user"}
 OFFICIAL_COLUMNS = {
@@ -221,7 +222,8 @@ def _make_logs(preparation: Preparation, time: str) -> None:
     """Make the views ``source``, ``target`` and ``labels``."""
     run = preparation.connection.execute
     run(
-        f"""CREATE TABLE rated AS SELECT row, regexp_extract(user, '[0-9]+$')::BIGINT AS user, raw, {time} AS time, is_target,
+        f"""CREATE TABLE rated AS
+        SELECT row, regexp_extract(user, '[0-9]+$')::BIGINT AS user, raw, {time} AS time, is_target,
         dense_rank() OVER (ORDER BY raw) AS rank FROM ratings JOIN catalogue USING (item)"""
     )
     columns = run("SELECT user, rank FROM rated ORDER BY row").fetchnumpy()

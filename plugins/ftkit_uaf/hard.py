@@ -99,7 +99,8 @@ def gumbel_softmax(log_probabilities: Tensor, uniform: Tensor, temperature: floa
         temperature: τ > 0.
     """
     tiny = torch.finfo(uniform.dtype).tiny
-    gumbel = -torch.log(-torch.log(uniform.clamp(min=tiny)).clamp(min=tiny))  # g = −log(−log u)
+    exponential = -uniform.clamp(min=tiny).log()
+    gumbel = -exponential.clamp(min=tiny).log()  # g = −log(−log u)
     noisy = log_probabilities + gumbel
     relaxed = (noisy / temperature).softmax(dim=-1)  # Eq. 10
     chosen = F.one_hot(noisy.argmax(dim=-1), noisy.shape[-1]).to(noisy.dtype)  # Eq. 9

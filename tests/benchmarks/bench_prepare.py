@@ -1,7 +1,7 @@
 """Prepare a made-up log of any size; print seconds and peak memory.
 
 python tests/benchmarks/bench_prepare.py --events 5000000 --users 1000000 --items 50000
-python tests/benchmarks/bench_prepare.py --events 60000000 --users 2000000 --items 1000000 --memory-limit 500MB
+python tests/benchmarks/bench_prepare.py --events 60000000 --users 2000000 --memory-limit 500MB
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ def write_log(folder: Path, events: int, users: int, items: int, suffix: str) ->
     for name, rows, catalogue in (("source", events, items), ("target", target, max(items // 10, 10))):
         duckdb.sql(
             f"""COPY (SELECT 'user-' || (hash(i) % {users}) AS user,
-                'item-' || floor({catalogue} * pow((hash(i + {events}) % 1000000) / 1000000.0, 3))::BIGINT || '-'
-                    || '{name}' AS item,
+                '{name}-' || floor({catalogue} * pow((hash(i + {events}) % 1000000) / 1e6, 3))::INT AS item,
                 1600000000 + (hash(i + 2 * {events}) % 100000000) AS time FROM range({rows}) r(i))
             TO '{folder / name}{suffix}'"""
         )

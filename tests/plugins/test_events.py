@@ -51,12 +51,22 @@ def test_events_are_put_in_the_order_of_their_time(tmp_path):
 
 def test_events_of_one_time_keep_the_order_of_their_rows(tmp_path):
     rows = "".join(f"ann,i{k},7\n" for k in (3, 1, 2, 0))
-    assert raw_sequence(prepare(tmp_path, "user,item,time\n" + rows + "bob,z,1\n"), "ann") == ["i3", "i1", "i2", "i0"]
+    assert raw_sequence(prepare(tmp_path, "user,item,time\n" + rows + "bob,z,1\n"), "ann") == [
+        "i3",
+        "i1",
+        "i2",
+        "i0",
+    ]
 
 
 @pytest.mark.parametrize(
     ("early", "late"),
-    [("2", "10"), ("2.5", "10.25"), ("2020-01-02", "2020-01-10"), ("2020-01-01T10:00:00+05:00", "2020-01-01T08:00:00Z")],
+    [
+        ("2", "10"),
+        ("2.5", "10.25"),
+        ("2020-01-02", "2020-01-10"),
+        ("2020-01-01T10:00:00+05:00", "2020-01-01T08:00:00Z"),
+    ],
 )
 def test_times_may_be_numbers_or_dates(tmp_path, early, late):
     source = f"user,item,time\nann,b,{late}\nann,a,{early}\n"
@@ -74,7 +84,8 @@ def test_the_same_events_give_the_same_dataset_from_every_format(tmp_path):
     one = prepare(tmp_path)
     parts = tmp_path / "parts [1]*"  # a folder of parts, with characters that patterns use
     parts.mkdir()
-    rows = "SELECT * FROM (VALUES ('ann', 'x', 3), ('ann', 'y', 1), ('bob', 'z', 2), ('ann', 'x', 4)) t(person, thing, \"at\")"
+    values = "('ann', 'x', 3), ('ann', 'y', 1), ('bob', 'z', 2), ('ann', 'x', 4)"
+    rows = f'SELECT * FROM (VALUES {values}) t(person, thing, "at")'
     for k in range(2):
         duckdb.execute(f"COPY ({rows} LIMIT 2 OFFSET {2 * k}) TO '{tmp_path}/{k}.parquet'")
         (tmp_path / f"{k}.parquet").rename(parts / f"{k}.parquet")
@@ -114,7 +125,11 @@ def test_a_missing_column_is_named_with_the_columns_there_are(tmp_path):
         ("user,item,time\nann,x,nan\nann,y,1.5\n", "source.csv, line 2: time 'nan' is not a number"),
         ("user,item,time\nann,x,1\nann,y,2,5\nann,z\n", "source.csv, line 3: "),
         ('user,item,time\nann,"x\ny",1\n\nann,y,2,5\n', "source.csv, line 5: "),
-        ("user,item,time\nann,x,1\nann,y,1\nann,x,1\n", "source.csv, line 4: an event that an earlier row has already"),
+        (
+            "user,item,time\nann,x,1\nann,y,1\nann,x,1\n",
+            "source.csv, line 4: an event that an earlier row has already",
+        ),
+        ("user,item,time\nann,x,1,1\n", "source.csv, line 2: columns expected: 3, found: 4"),
         ("user,item,user\nann,x,1\n", "names a column twice"),
     ],
 )
@@ -124,7 +139,9 @@ def test_bad_source_events_are_refused_with_file_line_and_reason(tmp_path, sourc
 
 def test_bad_target_events_are_refused_with_file_line_and_reason(tmp_path):
     twice = refusal(tmp_path, target=TARGET + "ann,p,11\n")
-    assert "target.csv, line 4: a pair of user and item that an earlier row has already (such rows: 1)" in twice
+    assert (
+        "target.csv, line 4: a pair of user and item that an earlier row has already (such rows: 1)" in twice
+    )
     unknown = refusal(tmp_path, target=TARGET + "zoe,p,11\n")
     assert "target.csv, line 4: user 'zoe' has no source event" in unknown
     assert "--on-bad drop" in unknown
@@ -145,7 +162,9 @@ def test_bad_rows_are_dropped_with_a_counted_warning_when_asked(tmp_path, caplog
 
 def test_files_that_are_no_tables_are_named(tmp_path):
     (tmp_path / "log.parquet").write_text("no parquet")
-    assert "log.parquet can't be read" in refusal(tmp_path, **{"source": SOURCE, "target": TARGET, "labels": str(tmp_path / "log.parquet")})
+    assert "log.parquet can't be read" in refusal(
+        tmp_path, **{"source": SOURCE, "target": TARGET, "labels": str(tmp_path / "log.parquet")}
+    )
     (tmp_path / "log.csv").write_bytes(b"\xff\xfe\x00\x01")
     assert "log.csv can't be read as text" in refusal(tmp_path, labels=str(tmp_path / "log.csv"))
     assert "can't tell its format" in refusal(tmp_path, labels=write(tmp_path, "log.xls", "x"))
@@ -163,6 +182,22 @@ def test_labels_are_kept_for_the_users_of_the_dataset(tmp_path):
     assert dataset.labels["age"].classes == ("4", "30")
     assert dataset.labels["age"].value.tolist() == [0, 1]
     assert dataset.labels["a b"].value.tolist() == [0, -1]
+
+
+def test_labels_may_have_any_name_but_user(tmp_path):
+    labels = write(tmp_path, "labels.csv", 'user,row,id,raw,"it\'s ""x"""\nann,1,2,3,4\n')
+    dataset = prepare(tmp_path, labels=labels)
+    assert {name: one.classes for name, one in dataset.labels.items()} == {
+        "row": ("1",),
+        "id": ("2",),
+        "raw": ("3",),
+        'it\'s "x"': ("4",),
+    }
+    (tmp_path / "labels.csv").write_text("person,User\nann,1\n")
+    with pytest.raises(DataError, match="a label can't be called 'user'"):
+        options = {"source": SOURCE.replace("user", "person"), "target": TARGET.replace("user", "person")}
+        (tmp_path / "other").mkdir()
+        prepare(tmp_path / "other", labels=labels, user_column="person", **options)
 
 
 def test_a_label_of_an_unknown_user_is_refused(tmp_path):

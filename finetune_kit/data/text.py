@@ -1,0 +1,100 @@
+"""Delimited text: how it is written, what its header names, and on which line something stands."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from finetune_kit.errors import DataError
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """How a file of delimited text is written.
+
+    Args:
+        delimiter: What stands between two fields.
+        names: The columns, where the file has no header; None takes them from its first line.
+        quote: What may stand around a field; empty for nothing.
+        encoding: ``"utf-8"`` or ``"latin-1"``.
+    """
+
+    delimiter: str
+    names: tuple[str, ...] | None = None
+    quote: str = '"'
+    encoding: str = "utf-8"
+
+
+def line_of_byte(path: Path, byte: int) -> int:
+    """Return the line, from 1, of the record that begins at a byte, from 0, or after blank lines there."""
+    with _open(path) as file:
+        line = 1 + sum(piece.count(b"\n") for piece in _pieces(file, byte))
+        while (character := file.read(1)) in (b"\r", b"\n"):
+            line += character == b"\n"
+    return line
+
+
+def header_names(path: Path, text: TextFormat) -> tuple[str, ...]:
+    """Return the columns that a text file's first line names.
+
+    Raises:
+        DataError: For a file that is empty, no text, or names a column twice.
+    """
+    try:
+        with _open(path) as file:
+            lines = (line.decode("utf-8-sig") for line in file)
+            quoting = csv.QUOTE_MINIMAL if text.quote else csv.QUOTE_NONE
+            names = next(
+                csv.reader(lines, delimiter=text.delimiter, quotechar=text.quote or None, quoting=quoting), []
+            )
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} can't be read as text: {error}") from error
+    if not names:
+        raise DataError(f"{path} is empty; its first line must name the columns")
+    if len(set(names)) < len(names):
+        raise DataError(f"{path} names a column twice: {', '.join(names)}")
+    return tuple(names)
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+def _pieces(file: IO[bytes], length: int) -> Iterator[bytes]:
+    """Yield the first ``length`` bytes of a file, in pieces."""
+    while length > 0 and (piece := file.read(min(length, 1 << 20))):
+        length -= len(piece)
+        yield piece
+
+
+def line_of_record(path: Path, text: TextFormat, record: int) -> int:
+    """Return the line, from 1, on which the record of that number, from 0, begins.
+
+    A quoted field may span lines, and what was set aside has another width. Only called on the way to a
+    message: it reads the text line by line.
+    """
+    width, seen = len(text.names or header_names(path, text)), -1 if text.names is None else 0
+    with _open(path) as file:
+        lines = (line.decode(text.encoding, errors="replace") for line in file)
+        for begin, fields in _records(lines, text):
+            seen += fields == width
+            if seen > record:
+                return begin
+    raise AssertionError(f"{path} has no record {record}")
+
+
+def _records(lines: Iterator[str], text: TextFormat) -> Iterator[tuple[int, int]]:
+    """Yield where each record begins, counted from 1, and how many fields it has; 0 for a blank line."""
+    if text.quote:
+        reader, begin = csv.reader(lines, delimiter=text.delimiter, quotechar=text.quote), 1
+        for fields in reader:
+            yield begin, len(fields)
+            begin = reader.line_num + 1
+    else:
+        one_column = text.names is not None and len(text.names) == 1  # where a blank line is a record too
+        for number, line in enumerate(lines, 1):
+            yield number, line.count(text.delimiter) + 1 if one_column or line.strip() else 0
