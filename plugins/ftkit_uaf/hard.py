@@ -18,7 +18,7 @@ and I_l = z_0 of block l enters Eq. 6 (`branches.py`).
 Differences from the authors' code: there the sigmoid of the linear output stands in for log π
 (``logits=sigmoid``), and the noise stays on at evaluation (``evaluation=sample``, here with a noise that is a
 function of seed and user, so that evaluating twice gives the same numbers). The paper does not say what it does at
-evaluation; greedy is what it says of UAF-RL.
+evaluation; greedy is what it says of UAF-RL. ``usage_weight`` is ours, in the spirit of UAF-RL's reward (Eq. 13).
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ class UafHardOptions(Options):
     """What stands for log π: log-softmax of the policy's output (the paper) or its sigmoid (the authors' code)."""
     evaluation: Literal["greedy", "sample", "expected"] = "greedy"
     """At evaluation: the likelier action, an action drawn once per user, or the probability itself as a soft gate."""
+    usage_weight: float = Field(0.0, ge=0)
+    """Price of fine-tuned blocks: this times the mean gate joins the loss. The paper has none (0); a small one keeps
+    the policy from sending everybody through the fine-tuned branches."""
 
 
 class UafHard(Strategy):
@@ -71,6 +74,11 @@ class UafHard(Strategy):
         gates = self._train_gates(log_probabilities) if self.training else self._evaluation_gates(batch, log_probabilities)
         vectors = self.backbone.user_vectors(batch.sequence, gates, pooling=self.pooling)
         return Encoded(vectors, gates, probabilities)
+
+    def loss(self, batch: Batch, encoded: Encoded) -> Tensor:
+        """Return the task's loss, plus the price of the fine-tuned blocks in use."""
+        assert encoded.gates is not None
+        return super().loss(batch, encoded) + self.options.usage_weight * encoded.gates.mean()
 
     def log_probabilities(self, sequence: Tensor) -> Tensor:
         """Return log π, ``(users, blocks, 2)``, of item ids ``(users, length)``."""
