@@ -1,10 +1,16 @@
-# Python ≥ 3.10 and make are all that is needed; everything is installed into .venv.
+# On a fresh machine, `make run` and `make test` do everything. They need Python ≥ 3.10 and make; what they install goes
+# into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: run test test-all lint format benchmark clean
+.DEFAULT_GOAL := help
+.PHONY: help run test test-all lint format benchmark clean
+
+help:  ## show this
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 run: $(STAMP)  ## fine-tune with uaf-hard on the built-in data
 	$(BIN)/ftkit run --strategy uaf-hard
@@ -15,24 +21,24 @@ test: $(STAMP)  ## the default test suite
 test-all: $(STAMP)  ## slow tests too
 	$(BIN)/python -m pytest -m "not benchmark"
 
-lint: $(STAMP)  ## what CI checks besides the tests
+lint: $(STAMP)  ## the three other checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check
 
-format: $(STAMP)
+format: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-benchmark: $(STAMP)
+benchmark: $(STAMP)  ## measure speed
 	$(BIN)/python -m pytest -m benchmark --benchmark-only
 
-# torch first: the CPU build is enough for everything here, and the constraint keeps later steps from replacing it.
+# First torch and the build tool, in the tested versions; so no later step replaces them or fetches others.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(PIP) torch setuptools
+	$(PIP) --no-build-isolation -e '.[dev]'
 	touch $(STAMP)
 
-clean:
+clean:  ## remove what was installed and built
 	rm -rf $(VENV) build dist *.egg-info

@@ -1,6 +1,6 @@
 """Finished runs of several strategies and seeds as one Markdown table: mean ± standard deviation over seeds.
 
-    python examples/03_table_of_runs.py runs/*/
+python examples/03_table_of_runs.py runs/*/
 """
 
 from __future__ import annotations
@@ -38,7 +38,14 @@ def main(folders: Iterable[str] = ()) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for (protocol, ranking), values in sorted(rows.items()):
         means = [_mean(values[name], ".4f") for name in METRICS]
-        cells = [protocol, ranking, str(len(values["hr@5"])), *means, _mean(values["epoch"], ".0f"), _mean(values["seconds"], ".0f")]
+        cells = [
+            protocol,
+            ranking,
+            str(len(values["hr@5"])),
+            *means,
+            _mean(values["epoch"], ".0f"),
+            _mean(values["seconds"], ".0f"),
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     table = "\n".join(lines)
     print(table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,8 @@ class Backbone(nn.Module):
 
     Options: ClassVar[type[Options]] = Options
     """The options model."""
+    options: Any
+    """The filled model; Any, so that a subclass may annotate its own."""
     is_causal: ClassVar[bool] = True
     """Whether no position sees a later one."""
 

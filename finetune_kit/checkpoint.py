@@ -48,7 +48,9 @@ def load_model(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         found = file_hash(path)
         if found != facts["hash"]:
-            raise CheckpointError(f"{path} is damaged: its hash is {found}, {folder / 'model.json'} says {facts['hash']}")
+            raise CheckpointError(
+                f"{path} is damaged: its hash is {found}, {folder / 'model.json'} says {facts['hash']}"
+            )
         return load_file(path), facts
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} can't be read: {error}") from error
@@ -64,11 +66,15 @@ def read_facts(folder: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{str(folder)!r} holds no model: there is no {path.name}; name a finished run's folder") from None
+        raise CheckpointError(
+            f"{str(folder)!r} holds no model: there is no {path.name}; name a finished run's folder"
+        ) from None
     except (OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} can't be read: {error}") from error
     if facts.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(f"{path} has format version {facts.get('format_version')}, this ftkit reads {FORMAT_VERSION}")
+        raise CheckpointError(
+            f"{path} has format version {facts.get('format_version')}, this ftkit reads {FORMAT_VERSION}"
+        )
     return facts
 
 
@@ -80,8 +86,9 @@ def refuse_other(facts: Mapping[str, Any], expected: Mapping[str, Any], where: P
     """
     for name, value in expected.items():
         if facts[name] != value:
+            what = name.replace("_", " ")
             raise CheckpointError(
-                f"the weights in {str(where)!r} belong to another {name.replace('_', ' ')}: {facts[name]} there, {value} here"
+                f"the weights in {str(where)!r} have another {what}: {facts[name]} there, {value} here"
             )
 
 

@@ -1,4 +1,4 @@
-"""A run's configuration: names, and one options model per section, everything resolved before anything starts."""
+"""A run's configuration: names and one options model per section, all resolved before anything starts."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from finetune_kit.training.pretrain import PretrainOptions
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # pyrefly: ignore[missing-import]  (installed on Python 3.10 alone)
+
 
 class DataOptions(Options):
-    """How a dataset is used; a dataset named rather than prepared takes its own options in the same section."""
+    """How a dataset is used; a dataset given by name takes its own options in the same section."""
 
     max_length: int = Field(50, ge=2)
     """Source events per user that a model sees, the latest; also the length of pre-training windows."""
@@ -34,7 +35,7 @@ class DataOptions(Options):
     fraction: float = Field(1.0, gt=0, le=1)
     """Share of the training instances that is used; validation and test stay whole."""
     unseen: Literal["keep", "drop", "refuse"] = "keep"
-    """What to do with validation and test instances whose item no training instance has: a counted warning tells."""
+    """What to do with validation and test instances whose item no training instance has."""
 
 
 class RunOptions(Options):
@@ -106,7 +107,9 @@ def resolve_config(sections: Mapping[str, Mapping[str, Any]]) -> Config:
     """
     for section in sections:
         if section not in (*SECTIONS, *RECORDED):
-            raise OptionError(f"no section {section!r}.{did_you_mean(section, SECTIONS)} Sections: {', '.join(SECTIONS)}")
+            raise OptionError(
+                f"no section {section!r}.{did_you_mean(section, SECTIONS)} Sections: {', '.join(SECTIONS)}"
+            )
     given = {name: dict(sections.get(name, {})) for name in SECTIONS}
     run = resolve(RunOptions, given["run"], "run")
     if run.task != "items":
@@ -132,7 +135,7 @@ def _component_options(kind: str, name: str, values: Mapping[str, Any]) -> Optio
 
 
 def _split_data_section(values: Mapping[str, Any], data: str) -> tuple[DataOptions, dict[str, Any]]:
-    """Tell options of using a dataset from those of preparing it; the latter are for datasets given by name."""
+    """Tell options of using a dataset from those of preparing it; only a dataset given by name takes them."""
     own = {key: value for key, value in values.items() if key in DataOptions.model_fields}
     reader = {key: value for key, value in values.items() if key not in own}
     if reader:
@@ -141,7 +144,9 @@ def _split_data_section(values: Mapping[str, Any], data: str) -> tuple[DataOptio
         for key in reader:
             if key not in fields:
                 known = [*DataOptions.model_fields, *fields]
-                raise OptionError(f"no option data.{key}.{did_you_mean(key, known)} Options of data: {', '.join(known)}")
+                raise OptionError(
+                    f"no option data.{key}.{did_you_mean(key, known)} Options of data: {', '.join(known)}"
+                )
     return resolve(DataOptions, own, "data"), reader
 
 
@@ -149,15 +154,19 @@ def read_toml(path: Path) -> dict[str, dict[str, Any]]:
     """Return the sections of a configuration file.
 
     Raises:
-        OptionError: For a file that is not there or is no TOML.
+        OptionError: For a file that is not there, is no TOML, or has options outside of sections.
     """
     try:
         with path.open("rb") as file:
-            return tomllib.load(file)
-    except FileNotFoundError:
-        raise OptionError(f"no configuration file {str(path)!r}") from None
-    except tomllib.TOMLDecodeError as error:
+            sections = tomllib.load(file)
+    except OSError as error:
+        raise OptionError(f"no configuration file {str(path)!r}: {error.strerror}") from None
+    except ValueError as error:  # not TOML, or not even UTF-8
         raise OptionError(f"{path}: not TOML: {error}") from None
+    for name, table in sections.items():
+        if not isinstance(table, dict):
+            raise OptionError(f"{path}: the option {name!r} stands outside of a section; put it below one, e.g. [run]")
+    return sections
 
 
 def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
@@ -165,12 +174,12 @@ def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
     parts = []
     for name, table in tables.items():
         lines = [f"{_toml_key(key)} = {_toml_value(value)}" for key, value in table.items() if value is not None]
-        parts.append("\n".join([f"[{name}]", *lines]))
+        parts.append("\n".join([f"[{_toml_key(name)}]", *lines]))
     return "\n\n".join(parts) + "\n"
 
 
 def _toml_key(key: str) -> str:
-    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else json.dumps(key)
+    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else _toml_text(key)
 
 
 def _toml_value(value: Any) -> str:
@@ -179,4 +188,8 @@ def _toml_value(value: Any) -> str:
         return "{" + inner + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml_value(part) for part in value) + "]"
-    return json.dumps(value, ensure_ascii=False)  # TOML's strings, numbers and booleans are JSON's
+    return _toml_text(value) if isinstance(value, str) else json.dumps(value)  # TOML's numbers and booleans are JSON's
+
+
+def _toml_text(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON lets DEL stand, TOML does not

@@ -62,7 +62,7 @@ def resolve(model: type[OptionsT], values: Mapping[str, Any], section: str) -> O
 
 
 def _one_line(error: ValidationError, model: type[BaseModel], section: str) -> str:
-    """Return pydantic's first complaint as one line that names the option, the value and what would be right."""
+    """Return pydantic's first complaint as one line: the option, the value and what would be right."""
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
@@ -88,13 +88,20 @@ class Described(NamedTuple):
 
 
 def describe(model: type[Options], preset: Mapping[str, Any] | None = None) -> list[Described]:
-    """Return one row per option of a model, defaults overridden by a component's preset."""
+    """Return one row per option of a model, a preset's defaults in place; options within options dotted."""
     preset = preset or {}
     rows = []
+    properties = model.model_json_schema().get("properties", {})
     for name, field in model.model_fields.items():
-        default = preset.get(name, "(required)" if field.is_required() else field.get_default(call_default_factory=True))
-        schema = model.model_json_schema()["properties"][name]
-        rows.append(Described(name, _type_text(schema), _value_text(default), " ".join((field.description or "").split())))
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Options):
+            inner = describe(field.annotation, preset.get(name))
+            rows += [row._replace(name=f"{name}.{row.name}") for row in inner]
+            continue
+        default = preset.get(
+            name, "(required)" if field.is_required() else field.get_default(call_default_factory=True)
+        )
+        description = " ".join((field.description or "").split())
+        rows.append(Described(name, _type_text(properties[name]), _value_text(default), description))
     return rows
 
 
@@ -108,7 +115,14 @@ def _type_text(schema: Mapping[str, Any]) -> str:
         return "|".join(_type_text(part) for part in schema["anyOf"])
     if schema.get("type") == "array":
         return f"{_type_text(schema.get('items', {}))},…"
-    words = {"integer": "int", "number": "float", "string": "text", "boolean": "true|false", "null": "none"}
+    words = {
+        "integer": "int",
+        "number": "float",
+        "string": "text",
+        "boolean": "true|false",
+        "null": "none",
+        "object": "NAME=VALUE",
+    }
     text = words.get(schema.get("type", ""), "value")
     low = schema.get("minimum", schema.get("exclusiveMinimum"))
     high = schema.get("maximum", schema.get("exclusiveMaximum"))
@@ -120,6 +134,8 @@ def _type_text(schema: Mapping[str, Any]) -> str:
 
 
 def _value_text(value: Any) -> str:
+    if value is None or value == {}:
+        return "none"
     if isinstance(value, str):
         return value
     if isinstance(value, tuple | list):
@@ -141,8 +157,8 @@ def parse_assignments(assignments: list[str]) -> dict[str, dict[str, Any]]:
             raise OptionError(f"--set {assignment!r} is not section.option=value, e.g. --set strategy.temperature=5")
         place: dict[str, Any] = sections
         for parent in parents:
-            place = place.setdefault(parent, {})
-        if option in place:
+            place = place.setdefault(parent, {}) if isinstance(place, dict) else place
+        if not isinstance(place, dict) or option in place:
             raise OptionError(f"--set {path.strip()} is given twice; keep one")
         place[option] = value.strip()
     return sections

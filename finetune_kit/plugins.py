@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from itertools import pairwise
 
 import pluggy
 
@@ -16,7 +17,13 @@ from finetune_kit.component import Component
 from finetune_kit.errors import PluginError, did_you_mean, unknown_name
 
 GROUP = "finetune_kit.plugins"
-KINDS = {"strategy": "strategies", "backbone": "backbones", "policy": "policies", "dataset": "datasets", "tracker": "trackers"}
+KINDS = {
+    "strategy": "strategies",
+    "backbone": "backbones",
+    "policy": "policies",
+    "dataset": "datasets",
+    "tracker": "trackers",
+}
 """What plugins can add: singular (in errors) to plural (in hook names and commands)."""
 
 
@@ -85,10 +92,11 @@ class Plugins:
             offered = {kind: self._call(kind, module) for kind in KINDS}
             hooks = tuple(sorted(caller.name for caller in self._manager.get_hookcallers(module) or []))
             _refuse_unknown_hooks(hooks)
-        except Exception as error:  # a third party's module may raise anything
+        except (Exception, SystemExit) as error:  # a third party's module may raise anything
             if self._manager.has_plugin(entry.name):
                 self._manager.unregister(name=entry.name)
-            return replace(about, failure=str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}")
+            reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+            return replace(about, failure=" ".join(reason.split()))
         for kind, components in offered.items():
             for component in components:
                 self._add(kind, component, entry.name)
@@ -98,9 +106,16 @@ class Plugins:
         """Return what one plugin's hook of a kind offers; an empty list if it has none."""
         name = f"ftkit_{KINDS[kind]}"
         others = [plugin for plugin in self._manager.get_plugins() if plugin is not module]
-        if os.environ.get("FTKIT_TRACE"):
+        caller = self._manager.subset_hook_caller(name, others)
+        if os.environ.get("FTKIT_TRACE") and caller.get_hookimpls():
             print(f"ftkit: calling {name} of {self._manager.get_name(module)}", file=sys.stderr)
-        components = [one for offered in self._manager.subset_hook_caller(name, others)() for one in offered]
+        components = []
+        for offered in caller():
+            if isinstance(offered, str | Component) or not isinstance(offered, Iterable):
+                raise PluginError(
+                    f"{name} returned {offered!r}; it must return a list of finetune_kit.Component objects"
+                )
+            components += offered
         for component in components:
             if not isinstance(component, Component):
                 raise PluginError(f"{name} returned {component!r}; it must return finetune_kit.Component objects")
@@ -109,6 +124,10 @@ class Plugins:
     def _add(self, kind: str, component: Component, plugin: str) -> None:
         owner = self._owners.setdefault((kind, component.name), plugin)
         if component.name in self._components[kind]:
+            if owner == plugin:
+                raise PluginError(
+                    f"plugin {plugin!r} offers two of the kind {kind} named {component.name!r}; rename one"
+                )
             raise PluginError(
                 f"two plugins offer a {kind} named {component.name!r}: {owner!r} and {plugin!r}; uninstall one of them"
             )
@@ -124,7 +143,7 @@ def _refuse_unknown_hooks(hooks: Iterable[str]) -> None:
 
 
 def _refuse_clashes(entries: list[EntryPoint]) -> None:
-    for one, other in zip(entries, entries[1:], strict=False):
+    for one, other in pairwise(entries):
         if one.name == other.name:
             owners = " and ".join(f"{e.dist.name if e.dist else e.value}" for e in (one, other))
             raise PluginError(f"two plugins are named {one.name!r}: {owners}; uninstall one of them")

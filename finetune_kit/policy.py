@@ -27,6 +27,8 @@ class Policy(nn.Module):
 
     Options: ClassVar[type[Options]] = Options
     """The options model."""
+    options: Any
+    """The filled model; Any, so that a subclass may annotate its own."""
 
     def __init__(self, backbone: Backbone, num_outputs: int, options: Options | None = None) -> None:
         super().__init__()
@@ -51,4 +53,6 @@ def make_policy(name: str, backbone: Backbone, num_outputs: int, options: Mappin
     """
     component = installed().component("policy", name)
     policy = component.load()
-    return policy(backbone, num_outputs, resolve(policy.Options, {**component.preset, **options}, "strategy.policy_options"))
+    return policy(
+        backbone, num_outputs, resolve(policy.Options, {**component.preset, **options}, "strategy.policy_options")
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -49,6 +49,8 @@ class Strategy(Trainable):
 
     Options: ClassVar[type[Options]] = Options
     """The options model."""
+    options: Any
+    """The filled model; Any, so that a subclass may annotate its own."""
     needs_pretrained: ClassVar[bool] = True
     """Whether it starts from a pre-trained backbone; if not, it is given a freshly initialised one."""
     needs_source_batches: ClassVar[bool] = False

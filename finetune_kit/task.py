@@ -28,6 +28,10 @@ class ItemTask(nn.Module):
     def __init__(self, dim: int, num_items: int, loss: Loss = "bpr") -> None:
         super().__init__()
         self.head = nn.Linear(dim, num_items)
+        # Small, as the authors' code has it: a larger head sends noise into the backbone before it has learned what
+        # the user vectors mean, and fine-tuning then forgets the pre-trained features within an epoch.
+        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
         self._loss = loss
 
     def scores(self, vectors: Tensor) -> Tensor:
@@ -35,7 +39,7 @@ class ItemTask(nn.Module):
         return self.head(vectors)
 
     def scores_of(self, vectors: Tensor, items: Tensor) -> Tensor:
-        """Return the scores of given items, ``(instances, n)``, from ``(instances, dim)`` and ids ``(instances, n)``."""
+        """Return the scores of given items, ``(instances, n)``, from vectors ``(instances, dim)`` and their ids."""
         weight = F.embedding(items - 1, self.head.weight)  # (instances, n, dim)
         bias = F.embedding(items - 1, self.head.bias.unsqueeze(1)).squeeze(-1)  # (instances, n)
         return (weight * vectors.unsqueeze(1)).sum(dim=-1) + bias

@@ -63,7 +63,8 @@ class Trainable(nn.Module):
         own = self.trained_state()
         if differ := sorted(own.keys() ^ state.keys()):
             raise CheckpointError(
-                f"the weights belong to another strategy, backbone or options: {len(differ)} names differ, e.g. {differ[0]!r}"
+                "the weights belong to another strategy, backbone or options: "
+                f"{len(differ)} names differ, e.g. {differ[0]!r}"
             )
         for name, tensor in state.items():
             if own[name].shape != tensor.shape:

@@ -13,24 +13,34 @@ from finetune_kit.errors import OptionError
 if TYPE_CHECKING:
     from finetune_kit.config import Config
 
-Data = Annotated[str | None, typer.Option(help="Dataset folder, or a dataset's name.  [default: synthetic]", show_default=False)]
+Data = Annotated[
+    str | None, typer.Option(help="Dataset folder, or a dataset's name.  [default: synthetic]", show_default=False)
+]
 Backbone = Annotated[str | None, typer.Option(help="Backbone, by name.  [default: nextitnet]", show_default=False)]
-Task = Annotated[str | None, typer.Option(help="What to learn on the target domain.  [default: items]", show_default=False)]
+Task = Annotated[
+    str | None, typer.Option(help="What to learn on the target domain.  [default: items]", show_default=False)
+]
 Seed = Annotated[int | None, typer.Option(help="Seeds everything.  [default: 0]", show_default=False)]
-Output = Annotated[Path | None, typer.Option(help="Folder to write.  [default: a new one below runs/]", show_default=False)]
+Output = Annotated[
+    Path | None, typer.Option(help="Folder to write.  [default: a new one below runs/]", show_default=False)
+]
 Epochs = Annotated[int | None, typer.Option(help="At most so many fine-tuning epochs.")]
 BatchSize = Annotated[int | None, typer.Option(help="Instances per fine-tuning step.")]
 LearningRate = Annotated[float | None, typer.Option(help="Of fine-tuning.")]
 MaxLength = Annotated[int | None, typer.Option(help="Latest source events per user that the model sees.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.  [default: auto]", show_default=False)]
-Precision = Annotated[
-    str | None, typer.Option(help="32, bf16-mixed or 16-mixed.  [default: 32]", show_default=False)
+Device = Annotated[
+    str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.  [default: auto]", show_default=False)
 ]
+Precision = Annotated[str | None, typer.Option(help="32, bf16-mixed or 16-mixed.  [default: 32]", show_default=False)]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.OPTION=VALUE", help="Any option, e.g. strategy.temperature=5; may be repeated."),
+    typer.Option(
+        "--set", metavar="SECTION.OPTION=VALUE", help="Any option, e.g. strategy.temperature=5; may be repeated."
+    ),
 ]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of options, e.g. another run's config.toml.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="TOML file of options, e.g. another run's config.toml.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout and nothing else there.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from where an interrupted run stopped.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")]
@@ -52,7 +62,9 @@ FLAGS = {
 """Flag to the section and option that it stands for."""
 
 
-def read_sections(config: Path | None, assignments: list[str] | None, flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def read_sections(
+    config: Path | None, assignments: list[str] | None, flags: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
     """Return the sections of options asked for: the file's, overridden by ``--set`` and flags.
 
     Args:
@@ -73,7 +85,9 @@ def read_sections(config: Path | None, assignments: list[str] | None, flags: Map
         if value is not None:
             section, option = FLAGS[flag]
             if option in given.setdefault(section, {}):
-                raise OptionError(f"--{flag.replace('_', '-')} and --set {section}.{option} are the same option; give one")
+                raise OptionError(
+                    f"--{flag.replace('_', '-')} and --set {section}.{option} are the same option; give one"
+                )
             given[section][option] = value
     for name, options in given.items():
         sections[name] = _merged(sections.get(name, {}), options)

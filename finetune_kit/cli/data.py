@@ -67,9 +67,7 @@ def prepare(context: typer.Context) -> None:
 @app.command()
 def inspect(
     folder: Annotated[Path, typer.Argument(help="A dataset folder.", show_default=False)],
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")] = False,
 ) -> None:
     """Say what is in a dataset, and what was left out when it was prepared."""
     from finetune_kit.cli.data_tables import print_facts
@@ -188,9 +186,7 @@ def _narrated() -> Iterator[None]:
 
 
 def _print_readers() -> None:
-    typer.echo(
-        "Usage: ftkit data prepare NAME [FILE] [--option value …] --output DIR [--overwrite] [--json]\n"
-    )
+    typer.echo("Usage: ftkit data prepare NAME [FILE] [--option value …] --output DIR [--overwrite] [--json]\n")
     typer.echo("What can be prepared (options: ftkit data prepare NAME --help):\n")
     for name, component in installed().components("dataset").items():
         typer.echo(f"  {name:<12} {component.summary}")

@@ -1,14 +1,24 @@
-"""`ftkit strategies` and `ftkit backbones`: what is installed, and the options of each."""
+"""`ftkit strategies`, `ftkit backbones` and `ftkit policies`: what is installed, and the options of each."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from finetune_kit.cli.output import print_json, stdout, table, warn
 
+if TYPE_CHECKING:
+    from finetune_kit.options import Described
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
+
+WIDTH = 80
+"""Columns that options are printed in, whatever the terminal: what the documents show is what is printed."""
+SETS = {"strategy": "strategy", "backbone": "backbone", "policy": "strategy.policy_options"}
+"""Kind of component to what stands before its options in ``--set``."""
 
 
 def _listing(kind: str, plural: str) -> typer.Typer:
@@ -20,7 +30,7 @@ def _listing(kind: str, plural: str) -> typer.Typer:
         if context.invoked_subcommand is None:
             list_components(kind, plural, json)
 
-    @app.command(help=f"Show what a {kind} does and every option that --set {kind}.OPTION=VALUE takes.")
+    @app.command(help=f"Show what a {kind} does and every option that --set {SETS[kind]}.OPTION=VALUE takes.")
     def show(name: Annotated[str, typer.Argument(help="Its name.")], json: Json = False) -> None:
         show_component(kind, name, json)
 
@@ -54,16 +64,32 @@ def show_component(kind: str, name: str, json: bool) -> None:
     if json:
         print_json({"name": name, "summary": component.summary, "options": [row._asdict() for row in options]})
         return
-    console = stdout()
-    console.print(f"[bold]{name}[/]  {component.summary}\n")
+    print_options(f"{name}: {component.summary}", SETS[kind], options)
+
+
+def print_options(title: str, section: str, options: Sequence[Described]) -> None:
+    """Print options, one block each: the path for ``--set``, what it takes, its default; below, what it is.
+
+    Args:
+        title: Printed first.
+        section: What stands before the options' names, e.g. ``"strategy"``.
+        options: What `finetune_kit.options.describe` returned.
+    """
+    print(textwrap.fill(title, WIDTH))
     if not options:
-        console.print("It has no options.")
-        return
-    shown = table("", "--set", "takes", "default", "what it is")
+        print("\nIt has no options.")
     for row in options:
-        shown.add_row(f"{kind}.{row.name}", row.type, row.default, row.description)
-    console.print(shown)
+        print(f"\n{_headline(f'{section}.{row.name}', row)}")
+        print(textwrap.fill(row.description, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6))
+
+
+def _headline(path: str, row: Described) -> str:
+    """Return path, type and default on one line, or on three where that is too long; none is folded."""
+    parts = (path, row.type, row.default if row.default == "(required)" else f"default {row.default}")
+    line = "  " + "   ".join(parts)
+    return line if len(line) <= WIDTH else f"  {parts[0]}\n    {parts[1]}\n    {parts[2]}"
 
 
 strategies = _listing("strategy", "strategies")
 backbones = _listing("backbone", "backbones")
+policies = _listing("policy", "policies")

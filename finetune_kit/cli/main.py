@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from finetune_kit.cli import data, environment, evaluate, listings, plugins, train
+from finetune_kit.cli import data, environment, evaluate, listings, plugins, sections, train
 
 app = typer.Typer(
     name="ftkit",
@@ -28,21 +28,29 @@ app.command("evaluate")(evaluate.evaluate)
 app.add_typer(data.app, name="data")
 app.add_typer(listings.strategies, name="strategies")
 app.add_typer(listings.backbones, name="backbones")
+app.add_typer(listings.policies, name="policies")
+app.command("options")(sections.options)
 app.add_typer(plugins.app, name="plugins")
 app.command("env")(environment.env)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from finetune_kit import __version__
+
+        print(__version__)
+        raise typer.Exit
 
 
 @app.callback()
 def options(
     traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_print_version),
+    ] = False,
 ) -> None:
     """Fine-tune sequential recommenders for cold users: strategies decide, per user, what is re-learned."""
-    if version:
-        from finetune_kit import __version__
-
-        print(__version__)
-        raise typer.Exit
     _STATE["traceback"] = traceback
 
 
@@ -55,14 +63,34 @@ def main() -> None:
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
-        app()
+        code = app(standalone_mode=False) or 0
     except FinetuneKitError as error:
         if _STATE["traceback"]:
             raise
         print(f"ftkit: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("ftkit: interrupted; the same command with --resume goes on", file=sys.stderr)
-        sys.exit(130)
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
     except BrokenPipeError:
-        sys.exit(0)
+        code = 0
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        code = _explain_usage(error)
+    if code == INTERRUPTED:
+        print("ftkit: interrupted; the same command with --resume goes on", file=sys.stderr)
+    sys.exit(code)
+
+
+INTERRUPTED = 130
+
+
+def _explain_usage(error: Any) -> int:
+    """Print what typer found wrong with a command line, in one line; a command group alone gets its help."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return 2
+    message = error.format_message().rstrip(".")
+    command = getattr(getattr(error, "ctx", None), "command_path", "ftkit")
+    print(f"ftkit: {message[0].lower()}{message[1:]}; see `{command} --help`", file=sys.stderr)
+    return 2

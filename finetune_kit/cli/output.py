@@ -72,7 +72,12 @@ class ConsoleProgress(Progress):
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bars
 
-        columns = (TextColumn("{task.description:9}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+        columns = (
+            TextColumn("{task.description:9}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
         with Bars(*columns, console=self._console, transient=False) as bars:
             bar = bars.add_task(title, total=total, note="")
             yield lambda steps, note="": bars.update(bar, advance=steps, note=note)

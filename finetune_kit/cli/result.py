@@ -48,7 +48,8 @@ def metrics_table(metrics: dict[str, Any]) -> Any:
     shown = [name for name in names if name.startswith(("hr@", "mrr@", "ndcg@"))]
     first = shown[:3]
     columns = [*first, *(name for name in shown[3:] if not name.startswith("mrr@"))][:MAX_COLUMNS]
-    title = f"test, {metrics['instances']['test']:,} instances, split by {metrics['protocol']}: {metrics['dataset']}, seed {metrics['seed']}"
+    title = f"{metrics['dataset']}, seed {metrics['seed']}: {metrics['instances']['test']:,} test instances"
+    title += f", split by {metrics['protocol']}"
     made = table(title, "ranking", "protocol", *columns, right=columns)
     for protocol in protocols:
         rankings = {metrics["strategy"]: protocols, **metrics["references"]}

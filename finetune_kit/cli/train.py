@@ -23,7 +23,10 @@ From = Annotated[Path, typer.Option("--from", help="Folder of a pre-trained back
 
 
 def run(
-    strategy: Strategy,
+    strategy: Annotated[
+        str | None,
+        typer.Option(help="Strategy, by name; see ftkit strategies. A --config file may name it instead."),
+    ] = None,
     data: arg.Data = None,
     backbone: arg.Backbone = None,
     task: arg.Task = None,
@@ -57,6 +60,8 @@ def run(
         "precision": precision,
     }
     sections = arg.read_sections(config, set_, flags)
+    if "strategy" not in sections.get("run", {}):
+        raise OptionError("which strategy? Add --strategy NAME; `ftkit strategies` lists them")
     with _runner(sections, resume=resume, dry_run=dry_run) as runner:
         if dry_run:
             _print_plan(runner, None, json)
@@ -72,7 +77,9 @@ def pretrain(
     data: arg.Data = None,
     backbone: arg.Backbone = None,
     seed: arg.Seed = None,
-    output: Annotated[Path, typer.Option(help="Folder below which the pre-trained backbone gets its own.")] = Path("runs/pretrained"),
+    output: Annotated[Path, typer.Option(help="Folder below which the pre-trained backbone gets its own.")] = Path(
+        "runs/pretrained"
+    ),
     max_length: arg.MaxLength = None,
     device: arg.Device = None,
     precision: arg.Precision = None,
@@ -98,8 +105,9 @@ def pretrain(
             print_json({"folder": str(folder), **metrics})
             return
         stdout().print(
-            f"{folder}\nheld-out loss {metrics['valid_loss']:.4f} nats per item, epoch {metrics['best_epoch']} of "
-            f"{metrics['epochs']}, {metrics['total_parameters']:,} parameters, {metrics['seconds']['pretrain']:.0f} s"
+            f"{folder}\nheld-out loss {metrics['valid_loss']:.4f} nats per item, "
+            f"epoch {metrics['best_epoch']} of {metrics['epochs']}, "
+            f"{metrics['total_parameters']:,} parameters, {metrics['seconds']['pretrain']:.0f} s"
         )
 
 
@@ -120,7 +128,7 @@ def finetune(
     overwrite: arg.Overwrite = False,
     dry_run: arg.DryRun = False,
 ) -> None:
-    """Fine-tune a pre-trained backbone with another strategy; dataset, backbone and seed are those of --from."""
+    """Fine-tune a pre-trained backbone with another strategy; dataset, backbone, seed are those of --from."""
     from finetune_kit.config import read_toml
     from finetune_kit.errors import CheckpointError
 
@@ -139,7 +147,10 @@ def finetune(
     origin = read_toml(from_ / "config.toml")
     for name in ("backbone", "pretrain", "data"):
         sections[name] = {**origin[name], **sections.get(name, {})}
-    sections["run"] = {**{key: origin["run"][key] for key in ("data", "backbone", "seed")}, **sections.get("run", {})}
+    sections["run"] = {
+        **{key: origin["run"][key] for key in ("data", "backbone", "seed")},
+        **sections.get("run", {}),
+    }
     base = _base_of(from_)
     with _runner(sections, resume=resume, dry_run=dry_run) as runner:
         base = base if _needs_base(runner) else None
@@ -154,7 +165,7 @@ def finetune(
 
 @contextmanager
 def _runner(sections: dict[str, dict[str, Any]], *, resume: bool, dry_run: bool = False) -> Iterator[Runner]:
-    """Yield what carries a configuration through; a dry run prepares named datasets in a folder that vanishes."""
+    """Yield what carries a configuration through; a dry run prepares datasets in a folder that vanishes."""
     from finetune_kit.config import resolve_config
     from finetune_kit.data.dataset import Dataset
     from finetune_kit.data.named import resolve_dataset
@@ -202,7 +213,9 @@ def _is_finished(folder: Path, runner: Runner, resume: bool) -> bool:
         return False
     there = {name: table for name, table in read_toml(folder / "config.toml").items() if name in runner.config.tables()}
     if to_toml(there) != to_toml(runner.config.tables()):
-        raise OptionError(f"{str(folder)!r} holds a run with other options; give those of its config.toml, or another --output")
+        raise OptionError(
+            f"{str(folder)!r} holds a run with other options; give those of its config.toml, or another --output"
+        )
     return (folder / "metrics.json").exists()
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,8 +17,8 @@ class _OnDevice:
 
     def to(self, device: torch.device | str) -> Self:
         """Return a copy with every tensor on a device."""
-        assert is_dataclass(self)
-        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        itself: Any = self  # a dataclass, as all that derive from this are
+        return replace(itself, **{field.name: getattr(self, field.name).to(device) for field in fields(itself)})
 
 
 @dataclass(frozen=True)

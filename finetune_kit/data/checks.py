@@ -33,9 +33,7 @@ def settle(table: RawTable, rows: str, reason: str) -> None:
         return
     columns = [row[0] for row in preparation.connection.execute(f"DESCRIBE {found}").fetchall()]
     value = "value" if "value" in columns else "NULL"
-    row, shown = preparation.connection.execute(
-        f"SELECT row, {value} FROM {found} ORDER BY row LIMIT 1"
-    ).fetchall()[0]
+    row, shown = preparation.connection.execute(f"SELECT row, {value} FROM {found} ORDER BY row LIMIT 1").fetchall()[0]
     preparation.bad(table.locate(row), reason.replace("{value}", repr(shown)), bad)
     table.exclude(f"SELECT row FROM {found}")
 

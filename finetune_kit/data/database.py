@@ -21,9 +21,7 @@ def connect(path: Path | None = None, settings: Mapping[str, Any] | None = None)
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,
     }  # never reach for the network
-    connection = duckdb.connect(
-        ":memory:" if path is None else str(path), config=quiet | dict(settings or {})
-    )
+    connection = duckdb.connect(":memory:" if path is None else str(path), config=quiet | dict(settings or {}))
     connection.execute("SET enable_progress_bar = false")
     with suppress(duckdb.Error):  # without the time zone extension, a time without a zone is UTC anyway
         connection.execute("SET TimeZone = 'UTC'")

@@ -102,9 +102,7 @@ class Dataset:
     def fingerprint(self) -> str:
         """SHA-256 over the Parquet files' checksums: equal for equal content, whatever the folder."""
         files = self.manifest["files"]
-        text = "\n".join(
-            f"{name} {files[name]['sha256']}" for name in sorted(files) if name.endswith(".parquet")
-        )
+        text = "\n".join(f"{name} {files[name]['sha256']}" for name in sorted(files) if name.endswith(".parquet"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     @cached_property
@@ -173,14 +171,10 @@ class Dataset:
     def _read(self, name: str, query: str) -> dict[str, np.ndarray]:
         with connect() as connection:
             try:
-                return connection.execute(
-                    query.format(f"read_parquet({sql_path(self.path / name)})")
-                ).fetchnumpy()
+                return connection.execute(query.format(f"read_parquet({sql_path(self.path / name)})")).fetchnumpy()
             except duckdb.Error as error:
                 reason = str(error).splitlines()[0]
-                raise DataError(
-                    f"{self.path / name} is damaged ({reason}); prepare the dataset again"
-                ) from error
+                raise DataError(f"{self.path / name} is damaged ({reason}); prepare the dataset again") from error
 
 
 def _labels(user: np.ndarray, values: np.ndarray, num_users: int) -> Labels:

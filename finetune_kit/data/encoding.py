@@ -80,9 +80,7 @@ def write_tables(preparation: Preparation) -> dict[str, int]:
 def _write_source(preparation: Preparation) -> None:
     """Write one row per user with the list of items; lists are built for a range of users at a time."""
     run = preparation.connection.execute
-    lengths = run("SELECT count(*) AS length FROM _source_sorted GROUP BY user ORDER BY user").fetchnumpy()[
-        "length"
-    ]
+    lengths = run("SELECT count(*) AS length FROM _source_sorted GROUP BY user ORDER BY user").fetchnumpy()["length"]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     run("CREATE TABLE _source_lists (user INTEGER, items INTEGER[])")
     for first, last in user_ranges(lengths):

@@ -46,8 +46,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise DataError(f"{path / MANIFEST} is damaged (no {', '.join(lacking)}); prepare the dataset again")
     if version != FORMAT_VERSION:
         raise DataError(
-            f"{path} has dataset format {version!r}; "
-            f"this finetune-kit reads format {FORMAT_VERSION}; prepare it again"
+            f"{path} has dataset format {version!r}; this finetune-kit reads format {FORMAT_VERSION}; prepare it again"
         )
     _check_files(path, manifest)
     return manifest
@@ -88,9 +87,7 @@ def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
     output = Path(os.path.abspath(output))  # noqa: PTH100  (resolve() would follow a link)
     _refuse_taken(output, overwrite)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix=f".{output.name}.", suffix=".partial", dir=output.parent
-    ) as temporary:
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".partial", dir=output.parent) as temporary:
         folder = Path(temporary) / output.name
         folder.mkdir()
         yield folder
@@ -106,6 +103,4 @@ def _refuse_taken(output: Path, overwrite: bool) -> None:
     if not (output.is_dir() and is_dataset(output)):
         raise DataError(f"{output} exists and is no dataset; choose another output")
     if not overwrite:
-        raise DataError(
-            f"{output} is a dataset already; choose another output or replace it with --overwrite"
-        )
+        raise DataError(f"{output} is a dataset already; choose another output or replace it with --overwrite")

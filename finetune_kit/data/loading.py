@@ -84,7 +84,9 @@ def make_batch(dataset: Dataset, instances: np.ndarray, max_length: int, negativ
     )
 
 
-def evaluation_batches(dataset: Dataset, instances: np.ndarray, num_users: int, max_length: int) -> Iterator[tuple[np.ndarray, Batch]]:
+def evaluation_batches(
+    dataset: Dataset, instances: np.ndarray, num_users: int, max_length: int
+) -> Iterator[tuple[np.ndarray, Batch]]:
     """Yield ``(indices, batch)`` over the given instances, ``num_users`` users a batch, in the order of users.
 
     Args:
@@ -152,6 +154,8 @@ class SourceWindows:
         order = np.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator).numpy()
         for start in range(0, len(order), self._batch_size):
             part = order[start : start + self._batch_size]
-            window = self._dataset.sequences(self._user[part], self._max_length + 1, skip_latest=self._skip_latest[part])
+            window = self._dataset.sequences(
+                self._user[part], self._max_length + 1, skip_latest=self._skip_latest[part]
+            )
             inputs, labels = window[:, :-1], np.where(window[:, :-1] == 0, 0, window[:, 1:])
             yield Windows(torch.from_numpy(np.ascontiguousarray(inputs)), torch.from_numpy(labels))

@@ -23,7 +23,8 @@ def resolve_dataset(text: str, options: Mapping[str, Any], cache: Path | None = 
 
     Args:
         text: A folder, or the name of an installed dataset reader whose options all have a value.
-        options: Options of the reader; what is prepared under them is kept in the cache and reused.
+        options: Options of the reader; what is prepared under them is kept in the cache, in ``<key>/<text>``, and
+            reused.
         cache: Where that is; None takes `cache_folder`.
 
     Raises:
@@ -33,17 +34,13 @@ def resolve_dataset(text: str, options: Mapping[str, Any], cache: Path | None = 
     folder = Path(text).expanduser()
     if folder.is_dir():
         if options:
-            raise OptionError(
-                f"{folder} is prepared already and takes no options: {', '.join(sorted(options))}"
-            )
+            raise OptionError(f"{folder} is prepared already and takes no options: {', '.join(sorted(options))}")
         return folder
     readers = installed().components("dataset")
     if text not in readers:
         names = ", ".join(repr(name) for name in readers) or "none"
         guess = did_you_mean(text, readers)
-        raise DataError(
-            f"no dataset folder at {text!r}, and no dataset of that name.{guess} Datasets: {names}"
-        )
+        raise DataError(f"no dataset folder at {text!r}, and no dataset of that name.{guess} Datasets: {names}")
     return _prepared(make_reader(readers[text], options), text, cache or cache_folder())
 
 
@@ -61,8 +58,7 @@ def make_reader(component: Component, values: Mapping[str, Any]) -> DatasetReade
     for name, field in reader.Options.model_fields.items():
         if field.is_required() and name not in values:
             raise OptionError(
-                f"dataset {component.name!r} needs the option {name}; "
-                f"see `ftkit data prepare {component.name} --help`"
+                f"dataset {component.name!r} needs the option {name}; see `ftkit data prepare {component.name} --help`"
             )
     return reader(resolve(reader.Options, values, component.name))
 
@@ -75,7 +71,7 @@ def cache_folder() -> Path:
 
 
 def _prepared(reader: DatasetReader, name: str, cache: Path) -> Path:
-    folder = cache / "datasets" / f"{name}-{_key(reader)}"
+    folder = cache / "datasets" / _key(reader) / name
     if is_dataset(folder):
         return folder
     try:

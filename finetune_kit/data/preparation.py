@@ -60,9 +60,7 @@ class Preparation:
             DataError: With ``on_bad="refuse"``; names the first row's place, the reason and how many.
         """
         if self.on_bad == "refuse":
-            raise DataError(
-                f"{where}: {reason} (such rows: {rows:,}); mend the file or drop them with --on-bad drop"
-            )
+            raise DataError(f"{where}: {reason} (such rows: {rows:,}); mend the file or drop them with --on-bad drop")
         self.warn(f"dropped {rows:,} row{'s' * (rows != 1)}, the first at {where}: {reason}")
 
     def count(self, query: str) -> int:
@@ -72,9 +70,7 @@ class Preparation:
 
     def has_table(self, name: str) -> bool:
         """Return whether a table or view of that name was made."""
-        found = self.connection.execute(
-            "SELECT count(*) FROM information_schema.tables WHERE table_name = ?", [name]
-        )
+        found = self.connection.execute("SELECT count(*) FROM information_schema.tables WHERE table_name = ?", [name])
         return bool(found.fetchall()[0][0])
 
 

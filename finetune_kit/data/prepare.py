@@ -111,10 +111,7 @@ def _select_users(preparation: Preparation, min_source: int, keep: Keep) -> dict
     )
     facts = _raw_facts(preparation)
     if not preparation.count("SELECT count(*) FROM _kept_users"):
-        reasons = (
-            "; ".join(f"{out['users']:,} have {out['reason']}" for out in facts["left_out"])
-            or "there are none"
-        )
+        reasons = "; ".join(f"{out['users']:,} have {out['reason']}" for out in facts["left_out"]) or "there are none"
         raise DataError(f"no user is left for the dataset: {reasons}")
     return facts
 
@@ -136,9 +133,7 @@ def _raw_facts(preparation: Preparation) -> dict[str, Any]:
         """SELECT reason, count(*), sum(source_events), sum(target_events) FROM _people
         WHERE reason IS NOT NULL GROUP BY reason ORDER BY reason"""
     ).fetchall()
-    facts["wanted_target_events"] = preparation.count(
-        "SELECT sum(target_events) FROM _people WHERE reason IS NULL"
-    )
+    facts["wanted_target_events"] = preparation.count("SELECT sum(target_events) FROM _people WHERE reason IS NULL")
     keys = ("reason", "users", "source_events", "target_events")
     facts["left_out"] = [dict(zip(keys, (row[0], *map(int, row[1:])), strict=True)) for row in left_out]
     return facts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from finetune_kit.options import Options
 
@@ -22,6 +22,8 @@ class DatasetReader(ABC):
 
     Options: ClassVar[type[Options]] = Options
     """The options model."""
+    options: Any
+    """The filled model; Any, so that a subclass may annotate its own."""
     positional: ClassVar[str | None] = None
     """The option that may stand on the command line without its name, e.g. the file to read."""
 

@@ -58,8 +58,8 @@ def split(user: np.ndarray, protocol: Protocol, seed: int, fraction: float = 1.0
     for name in SHARES:
         if not len(getattr(parts, name)):
             raise DataError(
-                f"the {name} part of the split is empty: {num_units} {protocol}s with data.fraction={fraction} are too few; "
-                "prepare more target events"
+                f"the {name} part of the split is empty: {num_units} {protocol}s with data.fraction={fraction} are too "
+                "few; prepare more target events"
             )
     return parts
 

@@ -66,9 +66,7 @@ def find_files(text: str, what: str) -> list[Path]:
         return [path]
     if path.is_dir():
         found = [
-            part
-            for part in path.iterdir()
-            if part.name.endswith(SUFFIXES) and not part.name.startswith((".", "_"))
+            part for part in path.iterdir() if part.name.endswith(SUFFIXES) and not part.name.startswith((".", "_"))
         ]
         hint = f"the folder holds no {', '.join(SUFFIXES)} file"
     else:
@@ -120,9 +118,7 @@ def column_names(preparation: Preparation, path: Path) -> tuple[str, ...]:
     if suffix != ".parquet":
         raise DataError(f"{path}: can't tell its format; the name must end in {', '.join(SUFFIXES)}")
     with _readable(path):
-        rows = preparation.connection.execute(
-            f"DESCRIBE SELECT * FROM read_parquet({sql_path(path)})"
-        ).fetchall()
+        rows = preparation.connection.execute(f"DESCRIBE SELECT * FROM read_parquet({sql_path(path)})").fetchall()
     return tuple(row[0] for row in rows)
 
 

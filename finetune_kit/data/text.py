@@ -7,7 +7,7 @@ import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from finetune_kit.errors import DataError
 
@@ -48,9 +48,7 @@ def header_names(path: Path, text: TextFormat) -> tuple[str, ...]:
         with _open(path) as file:
             lines = (line.decode("utf-8-sig") for line in file)
             quoting = csv.QUOTE_MINIMAL if text.quote else csv.QUOTE_NONE
-            names = next(
-                csv.reader(lines, delimiter=text.delimiter, quotechar=text.quote or None, quoting=quoting), []
-            )
+            names = next(csv.reader(lines, delimiter=text.delimiter, quotechar=text.quote or None, quoting=quoting), [])
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} can't be read as text: {error}") from error
     if not names:
@@ -61,7 +59,7 @@ def header_names(path: Path, text: TextFormat) -> tuple[str, ...]:
 
 
 def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    return cast("IO[bytes]", gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
 
 
 def _pieces(file: IO[bytes], length: int) -> Iterator[bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,11 +30,12 @@ def user_knn(dataset: Dataset, train: np.ndarray, num_neighbours: int = 100) -> 
     Similarity is the cosine between the sets of source items; score(u, y) = Σ sim(u, v) over the
     ``num_neighbours`` most similar users v ≠ u that have y in training.
     """
-    history = _unit_rows(dataset)
+    history: Any = _unit_rows(dataset)  # scipy's types don't know that indexing rows gives a matrix
     user, item = dataset.target.user[train] - 1, dataset.target.item[train] - 1
     has = np.unique(user)
     shape = (dataset.num_users, dataset.num_target_items)
-    likes = sparse.csr_matrix((np.ones(len(train), np.float32), (user, item)), shape)[has]
+    likes: Any = sparse.csr_matrix((np.ones(len(train), np.float32), (user, item)), shape)
+    likes = likes[has].toarray()  # (users with training items, num_target_items)
     neighbours = history[has].T.tocsc()
 
     def scores(wanted: np.ndarray) -> Tensor:
@@ -44,7 +45,7 @@ def user_knn(dataset: Dataset, train: np.ndarray, num_neighbours: int = 100) -> 
         nearest = np.argpartition(-similarity, keep - 1, axis=1)[:, :keep]
         weights = np.zeros_like(similarity)
         np.put_along_axis(weights, nearest, np.take_along_axis(similarity, nearest, axis=1), axis=1)
-        return torch.from_numpy(np.asarray(sparse.csr_matrix(weights) @ likes.toarray(), dtype=np.float32))
+        return torch.from_numpy(np.asarray(sparse.csr_matrix(weights) @ likes, dtype=np.float32))
 
     return scores
 

@@ -29,7 +29,9 @@ def build_backbone(config: Config, num_items: int) -> Backbone:
         return backbone(num_items, config.data.max_length, config.backbone)
 
 
-def build_strategy(config: Config, num_source_items: int, num_target_items: int, base: Mapping[str, Tensor] | None) -> Strategy:
+def build_strategy(
+    config: Config, num_source_items: int, num_target_items: int, base: Mapping[str, Tensor] | None
+) -> Strategy:
     """Return the configured strategy over the base's weights, or over a fresh backbone without a base."""
     backbone = build_backbone(config, num_source_items)
     if base is not None:
@@ -104,7 +106,8 @@ def load_run(folder: Path, dataset: Dataset, base: Path | None = None) -> Run:
         found = read_facts(base)["hash"]
         if found != facts["base"]["hash"]:
             raise CheckpointError(
-                f"{str(folder)!r} was fine-tuned from the base with hash {facts['base']['hash']}; {str(base)!r} has {found}"
+                f"{str(folder)!r} was fine-tuned from the base with hash {facts['base']['hash']}; "
+                f"{str(base)!r} has {found}"
             )
         weights = load_base(base, config, dataset)
     strategy = build_strategy(config, dataset.num_source_items, dataset.num_target_items, weights)

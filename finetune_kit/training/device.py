@@ -37,8 +37,6 @@ def make_fabric(device: str = "auto", precision: str = "32") -> Fabric:
         kind = "cuda" if "cuda:0" in available else available[-1]
     if precision == "16-mixed" and kind == "cpu":
         raise OptionError("--precision 16-mixed needs a GPU; on a CPU use 32 or bf16-mixed")
-    # Adam's moments of rows without gradients decay into denormals, which CPUs compute many times slower.
-    torch.set_flush_denormal(True)
     return Fabric(accelerator=kind, devices=[int(index or 0)] if kind == "cuda" else 1, precision=precision)  # pyrefly: ignore[bad-argument-type]  (checked above)
 
 

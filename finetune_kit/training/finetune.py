@@ -13,7 +13,7 @@ from finetune_kit.task import Loss
 class FinetuneOptions(Options):
     """Options of fine-tuning."""
 
-    epochs: int = Field(50, ge=1)
+    epochs: int = Field(100, ge=1)
     """At most so many passes over the training instances."""
     batch_size: int = Field(256, ge=1)
     """Instances per step."""
@@ -21,13 +21,13 @@ class FinetuneOptions(Options):
     """Of Adam; the paper has 1e-4."""
     weight_decay: float = Field(0.0, ge=0)
     """Of Adam (L2)."""
-    patience: int = Field(5, ge=0)
+    patience: int = Field(10, ge=0)
     """Stop after so many epochs without a better validation MRR; 0 trains all epochs."""
     loss: Loss = "bpr"
     """bpr (the paper), bce (the authors' code), sampled-softmax over the drawn negatives, or softmax over all items."""
     num_negatives: int = Field(1, ge=1)
     """Negatives drawn per instance; loss=softmax takes all items instead."""
     batching: Batching = "users"
-    """Batches of instances at random (the paper), or of users with all their instances: each user encoded once an epoch."""
+    """Batches of instances at random (the paper), or of users with all theirs: a user is then encoded once an epoch."""
     pooling: Pooling = "last"
     """The user vector: the last position (the paper) or the mean over positions (the authors' code)."""

@@ -124,7 +124,13 @@ class Loop:
         return fitted
 
     def _train_epoch(
-        self, module: Any, optimizer: Any, batches: Batches, epoch: int, fitted: Fitted, advance: Callable[[int, str], None]
+        self,
+        module: Any,
+        optimizer: Any,
+        batches: Batches,
+        epoch: int,
+        fitted: Fitted,
+        advance: Callable[[int, str], None],
     ) -> float:
         """Train one epoch and return its mean loss per batch."""
         # The global generators serve dropout alone; everything that must be equal across devices has its own.
@@ -146,7 +152,8 @@ class Loop:
         mean = total.item() / steps
         if not math.isfinite(mean):
             raise FinetuneKitError(
-                f"{self.stage}: the loss became {mean} in epoch {epoch}; lower the learning rate ({self.learning_rate:g})"
+                f"{self.stage}: the loss became {mean} in epoch {epoch}; "
+                f"lower the learning rate ({self.learning_rate:g})"
             )
         return mean
 

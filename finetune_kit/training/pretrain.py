@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 
 from finetune_kit.backbone import Backbone
 from finetune_kit.data.batch import Windows
-from finetune_kit.data.loading import SourceWindows
 from finetune_kit.errors import DataError
 from finetune_kit.options import Options
 from finetune_kit.seeding import derive_seed, generator
@@ -57,7 +57,9 @@ class NextItem(Trainable):
         seed: Seeds the draws.
     """
 
-    def __init__(self, backbone: Backbone, frequency: Tensor | None = None, num_negatives: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self, backbone: Backbone, frequency: Tensor | None = None, num_negatives: int = 0, seed: int = 0
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.output = nn.Linear(backbone.dim, backbone.num_items)
@@ -88,15 +90,19 @@ class NextItem(Trainable):
         )
 
     def sampled_loss(self, batch: Windows) -> Tensor:
-        """Return the loss over the label and items drawn by frequency, corrected by −log Q (Bengio & Senécal, 2008)."""
+        """Return the loss over the label y and m items drawn with probabilities Q, their frequencies.
+
+        The partition sum is estimated without bias: ``exp o_y + Σ_{drawn j ≠ y} exp(o_j) / (m Q_j)`` (importance
+        sampling, Bengio & Senécal, 2008); with many draws the loss is the exact one.
+        """
         assert self._share is not None, "the sampled loss needs the items' frequencies"
         hidden, labels = self._labelled(batch)
         drawn = torch.multinomial(self._share, self._num_negatives, replacement=True, generator=self._noise)
-        log_q = self._share.log().to(hidden.device)
+        log_expected = (self._share.log() + math.log(self._num_negatives)).to(hidden.device)  # log(m Q_j)
         drawn = drawn.to(hidden.device)
-        negative = F.linear(hidden, self.output.weight[drawn], self.output.bias[drawn]) - log_q[drawn]
+        negative = F.linear(hidden, self.output.weight[drawn], self.output.bias[drawn]) - log_expected[drawn]
         negative = negative.masked_fill(drawn == labels.unsqueeze(1), -torch.inf)  # a label is no negative of itself
-        positive = (hidden * self.output.weight[labels]).sum(dim=1) + self.output.bias[labels] - log_q[labels]
+        positive = (hidden * self.output.weight[labels]).sum(dim=1) + self.output.bias[labels]
         scores = torch.cat([positive.unsqueeze(1), negative], dim=1)  # (positions, 1 + drawn)
         return (scores.logsumexp(dim=1) - positive).mean()
 

@@ -27,9 +27,16 @@ from finetune_kit.evaluation.evaluate import Evaluator
 from finetune_kit.files import write_json, write_table, write_text
 from finetune_kit.plugins import installed
 from finetune_kit.progress import Progress
+from finetune_kit.seeding import seeded
 from finetune_kit.strategy import Strategy
 from finetune_kit.tracker import Tracker
-from finetune_kit.training.assemble import backbone_facts, build_backbone, build_strategy, load_base, target_facts
+from finetune_kit.training.assemble import (
+    backbone_facts,
+    build_backbone,
+    build_strategy,
+    load_base,
+    target_facts,
+)
 from finetune_kit.training.loop import Fitted, Loop
 from finetune_kit.training.measure import measure
 from finetune_kit.training.pretrain import NextItem, hold_out
@@ -67,15 +74,26 @@ class Runner:
         if not any(mask.any() for mask in unseen.values()):
             return parts
         if options.unseen == "refuse":
-            raise DataError(f"{counts} have an item that no training instance has; data.unseen=keep or drop lets them pass")
-        self.progress.say(f"warning: {counts} have an item that no training instance has (data.unseen={options.unseen})")
+            raise DataError(
+                f"{counts} have an item that no training instance has; data.unseen=keep or drop lets them pass"
+            )
+        self.progress.say(
+            f"warning: {counts} have an item that no training instance has (data.unseen={options.unseen})"
+        )
         if options.unseen == "keep":
             return parts
+        for name, mask in unseen.items():
+            if mask.all():
+                raise DataError(
+                    f"data.unseen=drop leaves no {name} instance: {counts} have an item unseen in training; use keep"
+                )
         return Split(parts.train, parts.valid[~unseen["valid"]], parts.test[~unseen["test"]])
 
     def pretrain(self, root: Path) -> Path:
         """Return the folder of the pre-trained backbone below ``root``; it is made only if it is not there yet."""
-        folder = root / f"{self.config.run.backbone}-{self.dataset.name}-s{self.config.run.seed}-{self._pretrain_key()[:12]}"
+        folder = (
+            root / f"{self.config.run.backbone}-{self.dataset.name}-s{self.config.run.seed}-{self._pretrain_key()[:12]}"
+        )
         if (folder / "metrics.json").exists():
             self.progress.say(f"pre-trained backbone: {folder} (reused)")
             return folder
@@ -103,7 +121,7 @@ class Runner:
         """Make a run folder, write its configuration, start its trackers."""
         folder.mkdir(parents=True, exist_ok=True)
         tables = self.config.tables()
-        tables["files"] = {"dataset": str(self.dataset.path), "dataset_fingerprint": self.dataset.fingerprint}
+        tables["files"] = {"dataset": str(self.dataset.path.resolve()), "dataset_fingerprint": self.dataset.fingerprint}
         write_text(folder / "config.toml", to_toml({**tables, "versions": versions(), "git": git_state()}))
         trackers = [installed().component("tracker", name).load()(folder) for name in self.config.run.trackers]
         for tracker in trackers:
@@ -178,7 +196,8 @@ class Pretraining:
         backbone = build_backbone(runner.config, runner.dataset.num_source_items)
         frequency = np.bincount(np.asarray(runner.dataset.source_items) - 1, minlength=runner.dataset.num_source_items)
         num_negatives = options.num_negatives if options.loss == "sampled-softmax" else 0
-        return NextItem(backbone, torch.from_numpy(frequency).float(), num_negatives, runner.config.run.seed)
+        with seeded(runner.config.run.seed, "next-item"):
+            return NextItem(backbone, torch.from_numpy(frequency).float(), num_negatives, runner.config.run.seed)
 
     @torch.no_grad()
     def _held_out_loss(self, model: NextItem, valid: SourceWindows) -> float:
@@ -259,7 +278,12 @@ class Finetuning:
             progress=runner.progress,
         )
         batches = TargetBatches(
-            runner.dataset, parts.train, options.batch_size, config.data.max_length, options.num_negatives, options.batching
+            runner.dataset,
+            parts.train,
+            options.batch_size,
+            config.data.max_length,
+            options.num_negatives,
+            options.batching,
         )
 
         def validate() -> dict[str, float]:

@@ -10,5 +10,9 @@ from finetune_kit.hookspecs import hookimpl
 def ftkit_backbones() -> list[Component]:
     """Offer the built-in backbones."""
     return [
-        Component("nextitnet", "Dilated causal convolutions in residual blocks (Yuan et al., WSDM 2019)", "ftkit_backbones.nextitnet:NextItNet"),
+        Component(
+            "nextitnet",
+            "Dilated causal convolutions in residual blocks (Yuan et al., WSDM 2019)",
+            "ftkit_backbones.nextitnet:NextItNet",
+        ),
     ]

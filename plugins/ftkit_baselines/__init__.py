@@ -11,10 +11,22 @@ def ftkit_strategies() -> list[Component]:
     """Offer the built-in baselines."""
     target = "ftkit_baselines.finetune:"
     return [
-        Component("finetune-zero", "No pre-training: everything is learned on the target domain alone", f"{target}FinetuneZero"),
-        Component("finetune-cls", "The pre-trained backbone stays as it is; only the head is trained", f"{target}FinetuneCls"),
+        Component(
+            "finetune-zero",
+            "No pre-training: everything is learned on the target domain alone",
+            f"{target}FinetuneZero",
+        ),
+        Component(
+            "finetune-cls", "The pre-trained backbone stays as it is; only the head is trained", f"{target}FinetuneCls"
+        ),
         Component("finetune-last", "The head and the last n residual blocks are trained", f"{target}FinetuneLast"),
-        Component("finetune-last1", "The head and the last residual block are trained", f"{target}FinetuneLast", {"n": 1}),
-        Component("finetune-last2", "The head and the last two residual blocks are trained", f"{target}FinetuneLast", {"n": 2}),
-        Component("finetune-all", "Everything is trained, starting from the pre-trained backbone", f"{target}FinetuneAll"),
+        Component(
+            "finetune-last1", "The head and the last residual block are trained", f"{target}FinetuneLast", {"n": 1}
+        ),
+        Component(
+            "finetune-last2", "The head and the last two residual blocks are trained", f"{target}FinetuneLast", {"n": 2}
+        ),
+        Component(
+            "finetune-all", "Everything is trained, starting from the pre-trained backbone", f"{target}FinetuneAll"
+        ),
     ]

@@ -61,7 +61,9 @@ class FinetuneLast(Strategy):
         """
         blocks = self.backbone.blocks
         if self.options.n > len(blocks):
-            raise OptionError(f"strategy.n = {self.options.n}, but the backbone has {len(blocks)} blocks; use at most that many")
+            raise OptionError(
+                f"strategy.n = {self.options.n}, but the backbone has {len(blocks)} blocks; use at most that many"
+            )
         self.freeze(self.backbone, but=blocks[len(blocks) - self.options.n :])
 
 

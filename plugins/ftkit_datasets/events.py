@@ -113,9 +113,7 @@ class Events(DatasetReader):
         settle_missing(table, "item")
         time, kind = ("row", "number") if options.time_column is None else settle_times(table)
         if domain == "target":
-            unknown = (
-                f"SELECT row, user AS value FROM {log} ANTI JOIN source ON {log}.user::VARCHAR = source.user"
-            )
+            unknown = f"SELECT row, user AS value FROM {log} ANTI JOIN source ON {log}.user::VARCHAR = source.user"
             settle(table, unknown, "user {value} has no source event")
             settle_duplicates(table, ("user", "item"), "a pair of user and item")
         elif options.time_column is not None:
@@ -142,6 +140,4 @@ def _load_labels(preparation: Preparation, files: list[Path], user_column: str) 
     unknown = f"SELECT row, user::VARCHAR AS value FROM labels_log WHERE user::VARCHAR NOT IN ({known})"
     settle(table, unknown, "user {value} has no event")
     texts = ", ".join(f"nullif(label{k}::VARCHAR, '') AS {sql_name(name)}" for k, name in enumerate(names))
-    preparation.connection.execute(
-        f"CREATE VIEW labels AS SELECT user::VARCHAR AS user, {texts} FROM labels_log"
-    )
+    preparation.connection.execute(f"CREATE VIEW labels AS SELECT user::VARCHAR AS user, {texts} FROM labels_log")

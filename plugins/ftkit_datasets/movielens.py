@@ -108,14 +108,10 @@ def find_copy(path: Path, scratch: Path) -> Found:
     elif path.exists():
         raise DataError(f"{path} is neither a folder nor a zip archive")
     else:
-        raise DataError(
-            f"no MovieLens copy at {path}; give the folder or zip that holds ratings.dat or ml-1m.inter"
-        )
+        raise DataError(f"no MovieLens copy at {path}; give the folder or zip that holds ratings.dat or ml-1m.inter")
     copies = _official(names) + _atomic(names)
     if not copies:
-        raise DataError(
-            f"{path} holds neither {', '.join(OFFICIAL.values())} nor files *{', *'.join(ATOMIC.values())}"
-        )
+        raise DataError(f"{path} holds neither {', '.join(OFFICIAL.values())} nor files *{', *'.join(ATOMIC.values())}")
     if len(copies) > 1:
         raise DataError(
             f"{path} holds several copies: {', '.join(members['ratings'] for members, _ in copies)}; give one"
@@ -127,9 +123,7 @@ def find_copy(path: Path, scratch: Path) -> Found:
 
 
 def _official(names: list[str]) -> list[tuple[dict[str, str], bool]]:
-    stems = [
-        name.removesuffix(OFFICIAL["ratings"]) for name in names if Path(name).name == OFFICIAL["ratings"]
-    ]
+    stems = [name.removesuffix(OFFICIAL["ratings"]) for name in names if Path(name).name == OFFICIAL["ratings"]]
     copies = [{role: stem + file for role, file in OFFICIAL.items()} for stem in sorted(stems)]
     return [(copy, False) for copy in copies if set(copy.values()) <= set(names)]
 
@@ -156,9 +150,7 @@ def _load(preparation: Preparation, role: str, found: Found) -> RawTable:
     wanted = list(ATOMIC_COLUMNS[role])
     if found.is_atomic:
         text = TextFormat("\t", quote="")
-        columns = {
-            name: _typed(path, header_names(path, text), ATOMIC_COLUMNS[role][name]) for name in wanted
-        }
+        columns = {name: _typed(path, header_names(path, text), ATOMIC_COLUMNS[role][name]) for name in wanted}
     else:
         text = TextFormat("::", OFFICIAL_COLUMNS[role], quote="", encoding="latin-1")
         columns = {name: name for name in (*wanted, *(["title"] if role == "films" else []))}
@@ -206,14 +198,10 @@ def _make_films(preparation: Preparation, genre: str, is_atomic: bool) -> None:
         f"string_split(coalesce(genres, ''), '{separator}') AS genres FROM films"
     )
     genres = [
-        name
-        for (name,) in run("SELECT DISTINCT unnest(genres) AS g FROM catalogue ORDER BY g").fetchall()
-        if name
+        name for (name,) in run("SELECT DISTINCT unnest(genres) AS g FROM catalogue ORDER BY g").fetchall() if name
     ]
     if genre not in genres:
-        raise OptionError(
-            f"no film has the genre {genre!r}.{did_you_mean(genre, genres)} Genres: {', '.join(genres)}"
-        )
+        raise OptionError(f"no film has the genre {genre!r}.{did_you_mean(genre, genres)} Genres: {', '.join(genres)}")
     run("ALTER TABLE catalogue ADD COLUMN is_target BOOLEAN DEFAULT false")
     run(f"UPDATE catalogue SET is_target = list_contains(genres, {sql_text(genre)})")
 

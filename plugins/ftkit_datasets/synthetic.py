@@ -9,7 +9,7 @@ away:
 | kind | target group | what that asks of fine-tuning |
 | --- | --- | --- |
 | ``aligned`` | that of the source group at the end of the sequence | the source model's structure, as it is |
-| ``rewired`` | that of the marker, whatever the source group | to carry what the source model forgets, and forget what it carries |
+| ``rewired`` | that of the marker, whatever the source group | to carry what that forgets |
 | ``unrelated`` | any | nothing helps |
 
 Every number is a function of the options.
@@ -134,6 +134,7 @@ def _target_events(
 def _fill(preparation: Preparation, domain: str, user: np.ndarray, item: np.ndarray, time: np.ndarray) -> None:
     """Make the table of a domain's events."""
     preparation.connection.register(f"_{domain}", {"user": user, "item": item, "time": time})
+    text_item = "format('item{:05d}', item) AS item"
     preparation.connection.execute(
-        f"CREATE TABLE {domain} AS SELECT {_TEXT_USER}, format('item{{:05d}}', item) AS item, time, 0 AS tie FROM _{domain}"
+        f"CREATE TABLE {domain} AS SELECT {_TEXT_USER}, {text_item}, time, 0 AS tie FROM _{domain}"
     )

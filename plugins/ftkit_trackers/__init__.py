@@ -9,4 +9,6 @@ from finetune_kit.hookspecs import hookimpl
 @hookimpl
 def ftkit_trackers() -> list[Component]:
     """Offer the built-in trackers."""
-    return [Component("jsonl", "One JSON line per epoch in log.jsonl of the run folder", "ftkit_trackers.jsonl:JsonLines")]
+    return [
+        Component("jsonl", "One JSON line per epoch in log.jsonl of the run folder", "ftkit_trackers.jsonl:JsonLines")
+    ]

@@ -10,7 +10,11 @@ from finetune_kit.hookspecs import hookimpl
 def ftkit_strategies() -> list[Component]:
     """Offer the UAF strategies."""
     return [
-        Component("uaf-hard", "Per user and block, frozen or fine-tuned, learned by Gumbel-softmax (TKDE 2021)", "ftkit_uaf.hard:UafHard"),
+        Component(
+            "uaf-hard",
+            "Per user and block, frozen or fine-tuned, learned by Gumbel-softmax (TKDE 2021)",
+            "ftkit_uaf.hard:UafHard",
+        ),
     ]
 
 
@@ -18,5 +22,9 @@ def ftkit_strategies() -> list[Component]:
 def ftkit_policies() -> list[Component]:
     """Offer the policies of the UAF paper."""
     return [
-        Component("conv", "Own item embedding, two NextItNet blocks, mean over positions, linear", "ftkit_uaf.policies:ConvPolicy"),
+        Component(
+            "conv",
+            "Own item embedding, two NextItNet blocks, mean over positions, linear",
+            "ftkit_uaf.policies:ConvPolicy",
+        ),
     ]

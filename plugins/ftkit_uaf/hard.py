@@ -71,7 +71,9 @@ class UafHard(Strategy):
         """Return user vectors ``(users, dim)`` with each user's gates applied (Eq. 6)."""
         log_probabilities = self.log_probabilities(batch.sequence)  # (users, blocks, 2)
         probabilities = log_probabilities.softmax(dim=-1)[..., 0]  # (users, blocks)
-        gates = self._train_gates(log_probabilities) if self.training else self._evaluation_gates(batch, log_probabilities)
+        gates = (
+            self._train_gates(log_probabilities) if self.training else self._evaluation_gates(batch, log_probabilities)
+        )
         vectors = self.backbone.user_vectors(batch.sequence, gates, pooling=self.pooling)
         return Encoded(vectors, gates, probabilities)
 

@@ -43,9 +43,7 @@ def test_with_json_stdout_is_json_only_and_warnings_go_to_stderr(tmp_path):
     arguments = logs(tmp_path)
     with (tmp_path / "target.csv").open("a") as file:
         file.write("zoe,p,1\n")
-    result = run(
-        "prepare", "events", *arguments, "--on-bad", "drop", "--json", "--output", str(tmp_path / "out")
-    )
+    result = run("prepare", "events", *arguments, "--on-bad", "drop", "--json", "--output", str(tmp_path / "out"))
     assert json.loads(result.stdout)["users"] == 2
     assert "warning: dropped 1 row" in result.stderr
     assert json.loads(run("inspect", str(tmp_path / "out"), "--json").stdout)["warnings"]
@@ -119,8 +117,6 @@ def test_flags_need_no_value():
 
 def test_the_command_imports_nothing_slow():
     slow = "torch", "duckdb", "numpy"
-    check = (
-        f"import sys, finetune_kit.cli.data; sys.exit(', '.join(m for m in {slow} if m in sys.modules) or 0)"
-    )
+    check = f"import sys, finetune_kit.cli.data; sys.exit(', '.join(m for m in {slow} if m in sys.modules) or 0)"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

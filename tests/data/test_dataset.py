@@ -127,9 +127,7 @@ def test_missing_and_damaged_files_are_named(tmp_path):
 
 def test_users_out_of_order_are_refused(tmp_path):
     folder = make(tmp_path / "out")
-    duckdb.execute(
-        f"CREATE OR REPLACE TABLE s AS SELECT user + 1 AS user, items FROM '{folder}/source.parquet'"
-    )
+    duckdb.execute(f"CREATE OR REPLACE TABLE s AS SELECT user + 1 AS user, items FROM '{folder}/source.parquet'")
     duckdb.execute(f"COPY s TO '{folder}/source.parquet' (FORMAT parquet)")
     manifest = json.loads((folder / "dataset.json").read_text())
     manifest["files"]["source.parquet"] = {

@@ -32,9 +32,7 @@ def test_what_is_kept_and_what_there_was_are_both_told(tmp_path):
     }
     assert facts["target"] == {"items": 2, "events": 4, "users_by_events": {"1": 2, "2": 1}}
     assert facts["raw"]["source_events"] == 7
-    assert facts["left_out"] == [
-        {"reason": "no target event", "users": 1, "source_events": 1, "target_events": 0}
-    ]
+    assert facts["left_out"] == [{"reason": "no target event", "users": 1, "source_events": 1, "target_events": 0}]
     assert facts["beyond_max_target"] == 1
 
 

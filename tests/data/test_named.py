@@ -69,7 +69,8 @@ def test_a_named_dataset_is_prepared_once_per_options(cache):
     three = resolve_dataset("tiny", {})
     assert resolve_dataset("tiny", {"users": "3"}) == three
     four = resolve_dataset("tiny", {"users": "4"})
-    assert three.parent == four.parent == cache / "datasets"
+    assert three.parent.parent == four.parent.parent == cache / "datasets"
+    assert Dataset.open(three).name == Dataset.open(four).name == "tiny"
     assert (Dataset.open(three).num_users, Dataset.open(four).num_users) == (3, 4)
     assert Tiny.prepared == 2
 
@@ -82,9 +83,7 @@ def test_neither_a_folder_nor_a_name_is_refused_with_the_closest_name(cache):
 
 
 def test_a_dataset_that_needs_files_says_what_it_needs(cache):
-    with pytest.raises(
-        OptionError, match="dataset 'events' needs the option source; see `ftkit data prepare events"
-    ):
+    with pytest.raises(OptionError, match="dataset 'events' needs the option source; see `ftkit data prepare events"):
         resolve_dataset("events", {})
 
 

@@ -14,13 +14,9 @@ from finetune_kit.errors import DataError
 Event = tuple[str, str, int]
 
 
-def fill(
-    preparation: Preparation, source: list[Event], target: list[Event], labels: dict[str, str] | None = None
-):
+def fill(preparation: Preparation, source: list[Event], target: list[Event], labels: dict[str, str] | None = None):
     for name, events in (("source", source), ("target", target)):
-        preparation.connection.execute(
-            f"CREATE TABLE {name} (user VARCHAR, item VARCHAR, time BIGINT, tie BIGINT)"
-        )
+        preparation.connection.execute(f"CREATE TABLE {name} (user VARCHAR, item VARCHAR, time BIGINT, tie BIGINT)")
         if events:
             columns = [list(column) for column in zip(*events, strict=True)]
             insert = f"INSERT INTO {name} SELECT unnest(?), unnest(?), unnest(?), unnest(?)"
@@ -96,9 +92,7 @@ def test_the_same_events_give_the_same_files_whatever_the_folder(tmp_path):
     source, target = many()
     one, other = (write(tmp_path / name, source, target) for name in ("one", "other"))
     assert one.fingerprint == other.fingerprint
-    assert (tmp_path / "one/source.items.npy").read_bytes() == (
-        tmp_path / "other/source.items.npy"
-    ).read_bytes()
+    assert (tmp_path / "one/source.items.npy").read_bytes() == (tmp_path / "other/source.items.npy").read_bytes()
 
 
 def test_ranges_of_users_do_not_change_the_dataset(tmp_path, monkeypatch):
@@ -151,9 +145,7 @@ def test_who_is_left_out_is_recorded_with_the_reason(tmp_path):
     target = [("a", "p", 1), ("a", "q", 2), ("b", "p", 1), ("d", "p", 1)]
     raw = write(tmp_path / "out", source, target, min_source=2, max_target=1).manifest["raw"]
     assert (raw["source_users"], raw["target_users"], raw["common_users"]) == (3, 3, 2)
-    assert {
-        out["reason"]: (out["users"], out["source_events"], out["target_events"]) for out in raw["left_out"]
-    } == {
+    assert {out["reason"]: (out["users"], out["source_events"], out["target_events"]) for out in raw["left_out"]} == {
         "no source event": (1, 0, 1),
         "fewer than 2 source events": (1, 1, 1),
         "no target event": (1, 2, 0),
@@ -161,15 +153,11 @@ def test_who_is_left_out_is_recorded_with_the_reason(tmp_path):
     assert raw["beyond_max_target"] == 1
 
 
-@pytest.mark.parametrize(
-    ("keep", "users"), [("target", ["a"]), ("labels", ["a", "b"]), ("all", ["a", "b", "c"])]
-)
+@pytest.mark.parametrize(("keep", "users"), [("target", ["a"]), ("labels", ["a", "b"]), ("all", ["a", "b", "c"])])
 def test_keep_says_which_users_stay(tmp_path, keep, users):
     source = [("a", "x", 1), ("b", "x", 1), ("c", "x", 1)]
     dataset = write(tmp_path / "out", source, [("a", "p", 1)], {"a": "red", "b": "blue"}, keep=keep)
     assert dataset.raw_users() == users
     labels = dataset.labels["colour"]
     known = {"a": "red", "b": "blue"}
-    assert [labels.classes[k] if k >= 0 else None for k in labels.value] == [
-        known.get(user) for user in users
-    ]
+    assert [labels.classes[k] if k >= 0 else None for k in labels.value] == [known.get(user) for user in users]

@@ -139,9 +139,7 @@ def test_bad_source_events_are_refused_with_file_line_and_reason(tmp_path, sourc
 
 def test_bad_target_events_are_refused_with_file_line_and_reason(tmp_path):
     twice = refusal(tmp_path, target=TARGET + "ann,p,11\n")
-    assert (
-        "target.csv, line 4: a pair of user and item that an earlier row has already (such rows: 1)" in twice
-    )
+    assert "target.csv, line 4: a pair of user and item that an earlier row has already (such rows: 1)" in twice
     unknown = refusal(tmp_path, target=TARGET + "zoe,p,11\n")
     assert "target.csv, line 4: user 'zoe' has no source event" in unknown
     assert "--on-bad drop" in unknown

@@ -22,9 +22,7 @@ RATINGS = [(1, 3, 50), (1, 1, 40), (1, 2, 60), (1, 10, 60), (2, 1, 5), (2, 3, 5)
 def official(folder: Path) -> Path:
     folder.mkdir(parents=True)
     texts = {
-        "movies.dat": "".join(
-            f"{film}::{title}::{'|'.join(genres)}\n" for film, (title, genres) in FILMS.items()
-        ),
+        "movies.dat": "".join(f"{film}::{title}::{'|'.join(genres)}\n" for film, (title, genres) in FILMS.items()),
         "users.dat": "".join(f"{user}::{gender}::{age}::4::12345\n" for user, (gender, age) in USERS.items()),
         "ratings.dat": "".join(f"{user}::{film}::5::{time}\n" for user, film, time in RATINGS),
     }
@@ -96,9 +94,7 @@ def test_the_hash_is_splitmix64():
 
 
 def test_a_misspelt_genre_is_answered_with_the_genres(tmp_path):
-    with pytest.raises(
-        OptionError, match=r"no film has the genre 'Horor'\. Did you mean 'Horror'\? Genres: Action, "
-    ):
+    with pytest.raises(OptionError, match=r"no film has the genre 'Horor'\. Did you mean 'Horror'\? Genres: Action, "):
         prepare(official(tmp_path / "ml"), tmp_path / "out", genre="Horor")
 
 

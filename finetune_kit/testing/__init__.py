@@ -1,0 +1,48 @@
+"""For authors of plugins: the promises of strategies, backbones and policies, as tests to inherit.
+
+Needs pytest and hypothesis (``pip install finetune-kit[dev]``). A strategy's whole contract::
+
+    from finetune_kit.testing import StrategyContract
+
+    class TestBitFit(StrategyContract):
+        strategy = "bitfit"
+
+The pretend accelerator that the contracts use is `finetune_kit.pretend`.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.register_assert_rewrite(
+    "finetune_kit.testing.backbone_contract",
+    "finetune_kit.testing.policy_contract",
+    "finetune_kit.testing.strategy_contract",
+)
+
+from finetune_kit.testing.backbone_contract import BackboneContract  # noqa: E402  (after the line above)
+from finetune_kit.testing.backbones import (  # noqa: E402
+    BufferedBackbone,
+    GlobalBackbone,
+    TinyBackbone,
+    randomise,
+    tiny_backbones,
+)
+from finetune_kit.testing.batches import batches, random_batch, random_sequence, sequences  # noqa: E402
+from finetune_kit.testing.policy_contract import PolicyContract  # noqa: E402
+from finetune_kit.testing.strategy_contract import StrategyContract  # noqa: E402
+
+__all__ = [
+    "BackboneContract",
+    "BufferedBackbone",
+    "GlobalBackbone",
+    "PolicyContract",
+    "StrategyContract",
+    "TinyBackbone",
+    "batches",
+    "random_batch",
+    "random_sequence",
+    "randomise",
+    "sequences",
+    "tiny_backbones",
+]

@@ -1,0 +1,317 @@
+"""The promises that every strategy keeps, for every backbone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from finetune_kit.backbone import Backbone
+from finetune_kit.data.batch import Batch
+from finetune_kit.files import write_tensors
+from finetune_kit.options import resolve
+from finetune_kit.plugins import installed
+from finetune_kit.pretend import pretend_device
+from finetune_kit.seeding import seeded
+from finetune_kit.strategy import Strategy
+from finetune_kit.task import ItemTask
+from finetune_kit.testing.backbones import randomise, tiny_backbones
+from finetune_kit.testing.batches import random_batch
+
+NUM_ITEMS, NUM_TARGET_ITEMS, LENGTH, MAX_LENGTH = 20, 9, 7, 12
+
+
+class StrategyContract:
+    """Derive, name the strategy, and pytest collects its promises; each is tried on every tiny backbone.
+
+    For implementers: override `make_batch` or `make_strategy` where the strategy needs more than they give.
+    """
+
+    strategy: ClassVar[str]
+    """Name of the installed strategy."""
+    options: ClassVar[Mapping[str, Any]] = {}
+    """Its options, where the defaults won't do."""
+    backbones: ClassVar[list[type[Backbone]]] = tiny_backbones()
+    """The backbones it is tried on."""
+    num_epochs: ClassVar[int] = 2
+    """Epochs, of two steps, after which everything that trains has had a gradient."""
+    starts_as_pretrained: ClassVar[bool] = True
+    """Whether it computes what the pre-trained backbone computes, before the first update."""
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Try every promise on every backbone."""
+        if "backbone_class" in metafunc.fixturenames:
+            metafunc.parametrize("backbone_class", self.backbones, ids=lambda backbone: backbone.__name__)
+
+    def make_backbone(self, backbone_class: type[Backbone]) -> Backbone:
+        """Return a backbone with random weights, the same at each call."""
+        return randomise(backbone_class(NUM_ITEMS, MAX_LENGTH))
+
+    def make_strategy(self, backbone_class: type[Backbone], seed: int = 0) -> Strategy:
+        """Return the strategy, newly built over `make_backbone`, in evaluation mode."""
+        component = installed().component("strategy", self.strategy)
+        strategy = component.load()
+        options = resolve(strategy.Options, {**component.preset, **self.options}, "strategy")
+        with seeded(seed, "strategy"):
+            backbone = self.make_backbone(backbone_class)
+            return strategy(backbone, ItemTask(backbone.dim, NUM_TARGET_ITEMS), options, seed=seed).eval()
+
+    def make_batch(self, seed: int = 0) -> Batch:
+        """Return what one `forward` of the strategy takes."""
+        return random_batch(6, LENGTH, NUM_ITEMS, NUM_TARGET_ITEMS, seed=seed)
+
+    def train(self, strategy: Strategy, device: torch.device | str = "cpu") -> Iterator[Tensor]:
+        """Train for `num_epochs` as the loop does, yielding each loss while its gradients are there."""
+        trained = [parameter for parameter in strategy.parameters() if parameter.requires_grad]
+        assert trained, "nothing trains"
+        optimizer = torch.optim.Adam(trained, 1e-2)
+        for epoch in range(1, self.num_epochs + 1):
+            with seeded(0, "dropout", epoch):
+                strategy.start_epoch(epoch)
+                strategy.train()
+                for step in range(2):
+                    loss = strategy(self.make_batch(2 * epoch + step).to(device))
+                    loss.backward()
+                    yield loss
+                    optimizer.step()
+                    optimizer.zero_grad()
+        strategy.eval()
+
+    def trained(self, backbone_class: type[Backbone], seed: int = 0) -> Strategy:
+        """Return the strategy after training, in evaluation mode."""
+        strategy = self.make_strategy(backbone_class, seed)
+        for _ in self.train(strategy):
+            pass
+        return strategy
+
+    def tuned_blocks(self, strategy: Strategy) -> list[nn.Module]:
+        """Return the fine-tuned branches of the blocks of a strategy with gates, first to last."""
+        return [block.tuned for block in strategy.backbone.blocks]  # pyrefly: ignore[bad-return]
+
+    # What trains and what rests
+
+    def test_a_step_has_a_finite_loss_and_something_trains(self, backbone_class: type[Backbone]) -> None:
+        """The loss is one finite number that depends on at least one parameter."""
+        strategy = self.make_strategy(backbone_class)
+        loss = next(self.train(strategy))
+        assert loss.dim() == 0
+        assert loss.isfinite()
+        assert strategy.num_parameters()[0] > 0
+
+    def test_what_is_frozen_stays_byte_identical(self, backbone_class: type[Backbone]) -> None:
+        """Frozen parameters, and the buffers of modules whose parameters are frozen, don't change."""
+        strategy = self.make_strategy(backbone_class)
+        frozen = sorted(_frozen_tensors(strategy) | (strategy.state_dict().keys() - strategy.trained_state().keys()))
+        before = {name: strategy.state_dict()[name].clone() for name in frozen}
+        for _ in self.train(strategy):
+            pass
+        after = strategy.state_dict()
+        changed = [name for name in frozen if not torch.equal(before[name], after[name])]
+        assert not changed, f"training changed what is frozen: {changed}"
+
+    def test_what_is_frozen_stays_in_evaluation_mode(self, backbone_class: type[Backbone]) -> None:
+        """Dropout inside what is frozen is off during training."""
+        strategy = self.make_strategy(backbone_class).train()
+        awake = [name for name, part in strategy.named_modules() if part.training and _is_frozen(strategy, name)]
+        assert not awake, f"frozen, but in training mode (freeze them with Strategy.freeze): {awake}"
+
+    def test_everything_that_trains_gets_a_gradient(self, backbone_class: type[Backbone]) -> None:
+        """Each parameter of `trained_state` has a gradient other than zero at some step."""
+        strategy = self.make_strategy(backbone_class)
+        parameters = dict(strategy.named_parameters())
+        missing = {name for name in strategy.trained_state() if name in parameters}
+        assert missing, "nothing trains"
+        for _ in self.train(strategy):
+            missing -= {name for name in missing if (grad := parameters[name].grad) is not None and grad.any()}
+        assert not missing, f"no gradient in {self.num_epochs} epochs: {sorted(missing)}"
+
+    def test_the_leading_frozen_stages_compute_the_same_for_good(self, backbone_class: type[Backbone]) -> None:
+        """What `frozen_stages` counts may be computed once per user and kept."""
+        strategy = self.make_strategy(backbone_class)
+        sequence = self.make_batch().sequence
+        before = _leading_stages(strategy, sequence)
+        steps = self.train(strategy)
+        next(steps)
+        during = _leading_stages(strategy, sequence)  # in training mode
+        for _ in steps:
+            pass
+        for hidden in (during, _leading_stages(strategy, sequence)):
+            assert before is None or torch.equal(before, hidden)
+
+    def test_a_new_strategy_computes_what_the_pretrained_backbone_computes(
+        self, backbone_class: type[Backbone]
+    ) -> None:
+        """Before the first update, fine-tuning starts from what pre-training learned."""
+        strategy, batch = self.make_strategy(backbone_class), self.make_batch()
+        if not (strategy.needs_pretrained and self.starts_as_pretrained):
+            return
+        expected = self.make_backbone(backbone_class).eval().user_vectors(batch.sequence)
+        torch.testing.assert_close(strategy.encode(batch).vectors, expected, atol=1e-5, rtol=1e-5)
+
+    # Gates
+
+    def test_gates_are_shares_one_per_user_and_block(self, backbone_class: type[Backbone]) -> None:
+        """Gates and probabilities are ``(users, blocks)`` in [0, 1]."""
+        strategy, batch = self.trained(backbone_class), self.make_batch()
+        encoded = strategy.encode(batch)
+        for values in (encoded.gates, encoded.probabilities):
+            if values is not None:
+                assert values.shape == (len(batch.user), len(strategy.backbone.blocks))
+                assert ((values >= 0) & (values <= 1)).all()
+
+    def test_gate_0_everywhere_is_the_pretrained_backbone(self, backbone_class: type[Backbone]) -> None:
+        """With every gate shut, blocks compute what they did before training."""
+        strategy, batch = self.trained(backbone_class), self.make_batch()
+        if strategy.encode(batch).gates is None:
+            return
+        expected = self._with_blocks(strategy, list(self.make_backbone(backbone_class).blocks))
+        shut = torch.zeros(len(batch.user), len(strategy.backbone.blocks))
+        found = strategy.backbone.user_vectors(batch.sequence, shut)
+        torch.testing.assert_close(found, expected.user_vectors(batch.sequence), atol=1e-6, rtol=0)
+
+    def test_gate_1_everywhere_is_the_fine_tuned_branch(self, backbone_class: type[Backbone]) -> None:
+        """With every gate open, blocks compute what their branches compute, which training changed."""
+        strategy, batch = self.trained(backbone_class), self.make_batch()
+        if strategy.encode(batch).gates is None:
+            return
+        expected = self._with_blocks(strategy, self.tuned_blocks(strategy)).user_vectors(batch.sequence)
+        gates = torch.ones(len(batch.user), len(strategy.backbone.blocks))
+        found = strategy.backbone.user_vectors(batch.sequence, gates)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+        assert not torch.allclose(found, strategy.backbone.user_vectors(batch.sequence, 0 * gates), atol=1e-4)
+
+    def _with_blocks(self, strategy: Strategy, blocks: list[nn.Module]) -> Backbone:
+        """Return the strategy's backbone with plain blocks instead of its own."""
+        backbone = copy.deepcopy(strategy.backbone)
+        backbone.blocks = nn.ModuleList(copy.deepcopy(block) for block in blocks)
+        return backbone.eval()
+
+    # What a user's vector may depend on
+
+    def test_a_causal_backbone_stays_causal(self, backbone_class: type[Backbone]) -> None:
+        """No position sees a later one, whatever the gates."""
+        if not backbone_class.is_causal:
+            return
+        strategy, batch = self.trained(backbone_class), self.make_batch()
+        gates = strategy.encode(batch).gates
+        changed = batch.sequence.clone()
+        changed[:, -2:] = changed[:, -2:] % NUM_ITEMS + 1
+        one, other = (strategy.backbone(sequence, gates) for sequence in (batch.sequence, changed))
+        torch.testing.assert_close(one[:, :-2], other[:, :-2], atol=1e-6, rtol=0)
+
+    def test_more_padding_changes_no_user(self, backbone_class: type[Backbone]) -> None:
+        """Vectors and gates are the same with more zeros in front."""
+        strategy, batch = self.trained(backbone_class), self.make_batch()
+        if not strategy.is_deterministic:
+            return
+        padded = nn.functional.pad(batch.sequence, (MAX_LENGTH - LENGTH, 0))
+        one, other = strategy.encode(batch), strategy.encode(_with_sequence(batch, padded))
+        torch.testing.assert_close(one.vectors, other.vectors, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(one.gates, other.gates, atol=1e-5, rtol=0)
+
+    def test_users_do_not_influence_one_another(self, backbone_class: type[Backbone]) -> None:
+        """In evaluation, a user alone is encoded as in a batch; twice gives the same."""
+        strategy, batch = self.trained(backbone_class), self.make_batch()
+        if not strategy.is_deterministic:
+            return
+        together = strategy.encode(batch)
+        assert torch.equal(together.vectors, strategy.encode(batch).vectors)
+        for row in range(len(batch.user)):
+            alone = strategy.encode(_only_user(batch, row))
+            torch.testing.assert_close(alone.vectors[0], together.vectors[row], atol=1e-5, rtol=1e-5)
+            if together.gates is not None and alone.gates is not None:
+                torch.testing.assert_close(alone.gates[0], together.gates[row], atol=1e-5, rtol=0)
+
+    # The same again
+
+    def test_the_same_seed_gives_the_same_result(self, backbone_class: type[Backbone]) -> None:
+        """Two trainings end in identical weights."""
+        one, other = self.trained(backbone_class).state_dict(), self.trained(backbone_class).state_dict()
+        differ = [name for name in one if not torch.equal(one[name], other[name])]
+        assert not differ, f"not a function of the seed: {differ}"
+
+    def test_an_epochs_noise_does_not_depend_on_earlier_epochs(self, backbone_class: type[Backbone]) -> None:
+        """A training that goes on after a crash draws what it would have drawn."""
+        losses = []
+        for epochs in ((1, 2), (2,)):
+            strategy = self.make_strategy(backbone_class).train()
+            for epoch in epochs:
+                with seeded(0, "dropout", epoch):
+                    strategy.start_epoch(epoch)
+                    loss = strategy(self.make_batch())
+            losses.append(loss.item())
+        assert losses[0] == losses[1]
+
+    def test_saved_and_loaded_it_scores_the_same(self, backbone_class: type[Backbone], tmp_path: Path) -> None:
+        """The trained state, over a fresh build, is all of the model."""
+        strategy, batch = self.trained(backbone_class), self.make_batch()
+        write_tensors(tmp_path / "model.safetensors", strategy.trained_state())
+        loaded = self.make_strategy(backbone_class)
+        assert not torch.equal(_scores(loaded, batch), _scores(strategy, batch)), "training changed no score"
+        loaded.load_trained_state(load_file(tmp_path / "model.safetensors"))
+        assert torch.equal(_scores(loaded, batch), _scores(strategy, batch))
+
+    def test_an_accelerator_computes_the_same(self, backbone_class: type[Backbone], tmp_path: Path) -> None:
+        """Training, evaluation, saving and loading leave no tensor on the CPU."""
+        on_cpu, batch = self.make_strategy(backbone_class), self.make_batch()
+        losses = [loss.item() for loss in self.train(on_cpu)]
+        with pretend_device() as device:
+            strategy = self.make_strategy(backbone_class).to(device)
+            found = [loss.item() for loss in self.train(strategy, device)]
+            scores = _scores(strategy, batch.to(device)).cpu()
+            write_tensors(tmp_path / "model.safetensors", strategy.trained_state())
+            loaded = self.make_strategy(backbone_class).to(device)
+            loaded.load_trained_state(load_file(tmp_path / "model.safetensors"))
+            again = _scores(loaded, batch.to(device)).cpu()
+        assert found == pytest.approx(losses, abs=1e-4)
+        torch.testing.assert_close(scores, _scores(on_cpu, batch), atol=1e-3, rtol=1e-3)
+        assert torch.equal(scores, again)
+
+
+@torch.no_grad()
+def _scores(strategy: Strategy, batch: Batch) -> Tensor:
+    return strategy.task.scores(strategy.encode(batch).vectors)
+
+
+def _with_sequence(batch: Batch, sequence: Tensor) -> Batch:
+    return Batch(batch.user, sequence, batch.row, batch.positive, batch.negative)
+
+
+def _only_user(batch: Batch, row: int) -> Batch:
+    """Return the part of a batch that is one user's."""
+    own = batch.row == row
+    user, sequence = batch.user[row : row + 1], batch.sequence[row : row + 1]
+    return Batch(user, sequence, torch.zeros_like(batch.row[own]), batch.positive[own], batch.negative[own])
+
+
+@torch.no_grad()
+def _leading_stages(strategy: Strategy, sequence: Tensor) -> Tensor | None:
+    """Return the output of the stages that a strategy says stay frozen for all; None if it says none do."""
+    backbone, num_stages = strategy.backbone, strategy.frozen_stages
+    if num_stages == 0:
+        return None
+    hidden, context = backbone.embed(sequence), backbone.prepare(sequence)
+    for block in list(backbone.blocks)[: num_stages - 1]:
+        hidden = block(hidden, context)
+    return hidden
+
+
+def _frozen_tensors(strategy: Strategy) -> set[str]:
+    """Return the names of frozen parameters and of the buffers beside them."""
+    frozen = {name for name, parameter in strategy.named_parameters() if not parameter.requires_grad}
+    return frozen | {name for name in strategy.state_dict() if _is_frozen(strategy, name.rpartition(".")[0])}
+
+
+def _is_frozen(strategy: Strategy, name: str) -> bool:
+    """Return whether the innermost module around ``name`` that has parameters (or that itself) is frozen."""
+    while True:
+        trains = [parameter.requires_grad for parameter in strategy.get_submodule(name).parameters()]
+        if trains:
+            return not any(trains)
+        name = name.rpartition(".")[0]

@@ -1,0 +1,301 @@
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from finetune_kit import Component, Tracker, hookimpl, plugins
+from finetune_kit.cli import main as module
+from finetune_kit.config import read_toml
+
+TINY = [
+    *("--set", "data.users=100"),
+    *("--set", "data.max_length=10"),
+    *("--set", "backbone.dim=8"),
+    *("--set", "backbone.num_blocks=1"),
+    *("--set", "pretrain.epochs=1"),
+]
+HARD = ["run", "--strategy", "uaf-hard", "--epochs", "1", *TINY]
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self):
+        return json.loads(self.out)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def ftkit(monkeypatch, capsys, tmp_path, cache):
+    """Return a function that runs one command line in this process, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FTKIT_CACHE", str(cache))
+
+    def run(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["ftkit", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            module.main()
+        return Done(caught.value.code, *capsys.readouterr())
+
+    return run
+
+
+def test_a_run_leaves_a_folder_that_tells_everything(ftkit):
+    done = ftkit(*HARD, "--output", "out", "--json")
+    assert done.code == 0
+    metrics = json.loads(Path("out/metrics.json").read_text())
+    assert done.json == {"folder": "out", **metrics}
+    assert metrics["strategy"] == "uaf-hard"
+    assert set(metrics["test"]) == {"full", "sampled"}
+    names = {path.name for path in Path("out").iterdir()}
+    assert names >= {"config.toml", "metrics.json", "model.json", "model.safetensors", "history.parquet"}
+    assert names >= {"instances.parquet", "policy.parquet", "split.parquet", "log.jsonl", "last"}
+    assert not [name for name in names if name.endswith((".pkl", ".pt", ".partial"))]
+
+
+def test_without_json_the_result_is_a_table_and_progress_goes_to_stderr(ftkit):
+    done = ftkit(*HARD, "--output", "out")
+    assert " uaf-hard " in done.out
+    assert " popularity " in done.out
+    assert done.out.splitlines()[-1] == "out"
+    assert "pre-trained backbone" in done.err
+    assert "pre-trained backbone" not in done.out
+
+
+def test_the_pre_trained_backbone_is_reused(ftkit):
+    ftkit(*HARD, "--output", "one")
+    done = ftkit("run", "--strategy", "finetune-cls", "--epochs", "1", *TINY, "--output", "other")
+    assert "(reused)" in done.err
+    assert len(list(Path("pretrained").iterdir())) == 1
+
+
+def test_runs_without_an_output_get_a_folder_of_their_own_each(ftkit):
+    arguments = ["run", "--strategy", "finetune-zero", "--epochs", "1", *TINY, "--json"]
+    one, other = (Path(ftkit(*arguments).json["folder"]) for _ in range(2))
+    assert one.parent == other.parent == Path("runs")
+    assert other.name == f"{one.name}-2"
+    assert Path(ftkit(*arguments, "--resume").json["folder"]) == other
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(ftkit, monkeypatch, tmp_path):
+    monkeypatch.setenv("FTKIT_CACHE", str(tmp_path / "untouched"))
+    done = ftkit(*HARD, "--dry-run", "--json")
+    assert done.code == 0
+    assert done.json["config"]["backbone"]["dim"] == 8
+    assert 0 < done.json["trainable_parameters"] <= done.json["total_parameters"]
+    assert "task.head.weight" in done.json["trained"]
+    assert list(tmp_path.iterdir()) == []
+    assert "would train" in ftkit(*HARD, "--dry-run").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--strategy", "peterec"], "no strategy named 'peterec'."),
+        (["--stratgy", "uaf-hard"], "no such option: --stratgy"),
+        ([], "which strategy? Add --strategy NAME"),
+        (["--strategy", "uaf-hard", "--epochs", "many"], "invalid value for '--epochs'"),
+        (
+            ["--strategy", "uaf-hard", "--epochs", "0"],
+            "finetune.epochs = 0: input should be greater than or equal to 1",
+        ),
+        (
+            ["--strategy", "uaf-hard", "--set", "strategy.temprature=5"],
+            "no option strategy.temprature. Did you mean 'temp",
+        ),
+        (
+            ["--strategy", "uaf-hard", "--set", "finetune.epochs=1", "--epochs", "1"],
+            "--epochs and --set finetune.epochs",
+        ),
+        (["--strategy", "uaf-hard", "--set", "x"], "--set 'x' is not section.option=value"),
+        (
+            ["--strategy", "uaf-hard", "--data", "nowhere"],
+            "no dataset folder at 'nowhere', and no dataset of that name.",
+        ),
+        (["--strategy", "uaf-hard", "--config", "nowhere.toml"], "no configuration file 'nowhere.toml'"),
+        (["--strategy", "uaf-hard", "--device", "gpu"], "--device 'gpu' is no device."),
+        (
+            ["--strategy", "uaf-hard", "--precision", "8"],
+            "--precision '8' is none of 32, bf16-mixed, 16-mixed",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_on_stderr_and_code_2(ftkit, arguments, message):
+    done = ftkit("run", *arguments, "--json")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"ftkit: {message}")
+    assert done.err.count("\n") == 1
+
+
+def test_a_mistake_has_a_traceback_only_when_asked_for(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ftkit", "--traceback", "run", "--strategy", "peterec"])
+    with pytest.raises(ValueError, match="no strategy named 'peterec'"):
+        module.main()
+
+
+def test_a_misspelt_strategy_names_what_is_installed_also_from_a_shell(tmp_path):
+    code = "from finetune_kit.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "run", "--strategy", "finetune-al"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Did you mean 'finetune-all'? Installed: " in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_stands_in_the_output_is_kept_unless_overwrite_is_given(ftkit):
+    ftkit(*HARD, "--output", "out")
+    before = Path("out/metrics.json").read_bytes()
+    done = ftkit(*HARD, "--output", "out")
+    assert done.code == 2
+    assert done.err == "ftkit: --output 'out' is not empty: --resume goes on with it, --overwrite replaces it\n"
+    assert Path("out/metrics.json").read_bytes() == before
+    assert ftkit(*HARD, "--output", "out", "--overwrite").code == 0
+    assert Path("out/metrics.json").read_bytes() != before  # other seconds
+
+
+def test_overwrite_spares_what_is_no_run(ftkit):
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").write_text("years of work")
+    done = ftkit(*HARD, "--output", "mine", "--overwrite")
+    assert done.code == 2
+    assert "it is no run; name another folder" in done.err
+    assert Path("mine/thesis.txt").exists()
+
+
+def test_resume_of_a_finished_run_prints_it_again_and_of_another_configuration_is_refused(ftkit):
+    first = ftkit(*HARD, "--output", "out", "--json").json
+    assert ftkit(*HARD, "--output", "out", "--resume", "--json").json == first
+    done = ftkit(*HARD, "--output", "out", "--resume", "--learning-rate", "0.1")
+    assert done.code == 2
+    assert "holds a run with other options" in done.err
+
+
+def test_the_configuration_of_a_run_makes_the_same_run_again(ftkit):
+    first = ftkit(*HARD, "--output", "out", "--json").json
+    again = ftkit("run", "--config", "out/config.toml", "--output", "again", "--json").json
+    assert (again["test"], again["valid"]) == (first["test"], first["valid"])
+    assert Path("again/model.safetensors").read_bytes() == Path("out/model.safetensors").read_bytes()
+
+
+def test_options_on_the_command_line_override_those_of_the_file(ftkit):
+    ftkit(*HARD, "--output", "out")
+    done = ftkit(
+        "run",
+        "--config",
+        "out/config.toml",
+        "--set",
+        "strategy.temperature=3",
+        "--seed",
+        "4",
+        "--dry-run",
+        "--json",
+    )
+    assert done.json["config"]["strategy"]["temperature"] == 3
+    assert done.json["config"]["run"]["seed"] == 4
+    assert done.json["config"]["backbone"]["dim"] == 8
+
+
+def test_finetune_starts_from_a_pre_trained_backbone_or_from_a_run_of_it(ftkit):
+    pretrained = ftkit("pretrain", *TINY, "--output", "bases", "--json").json["folder"]
+    assert Path(pretrained).parent == Path("bases")
+    one = ftkit("finetune", "--from", pretrained, "--strategy", "finetune-cls", "--epochs", "1", "--output", "one")
+    assert one.code == 0
+    other = ftkit("finetune", "--from", "one", "--strategy", "finetune-all", "--epochs", "1", "--output", "other")
+    assert other.code == 0
+    assert (
+        json.loads(Path("other/model.json").read_text())["base"]["hash"]
+        == (json.loads((Path(pretrained) / "model.json").read_text())["hash"])
+    )
+    assert read_toml(Path("other/config.toml"))["backbone"]["dim"] == 8
+    assert list(Path("bases").iterdir()) == [Path(pretrained)]
+
+
+def test_finetune_needs_a_folder_with_a_pre_trained_backbone_in_it(ftkit):
+    done = ftkit("finetune", "--from", "nowhere", "--strategy", "finetune-cls")
+    assert done.code == 2
+    assert "--from 'nowhere' is no run and no pre-trained backbone" in done.err
+    ftkit("run", "--strategy", "finetune-zero", "--epochs", "1", *TINY, "--output", "zero")
+    done = ftkit("finetune", "--from", "zero", "--strategy", "finetune-cls")
+    assert done.code == 2
+    assert "--from 'zero' was not pre-trained" in done.err
+
+
+def test_evaluate_gives_a_run_s_own_numbers_again_and_writes_nothing(ftkit):
+    first = ftkit(*HARD, "--output", "out", "--json").json
+    before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")}
+    again = ftkit("evaluate", "out", "--json").json
+    assert (again["test"], again["valid"]) == (first["test"], first["valid"])
+    assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")} == before
+    narrow = ftkit("evaluate", "out", "--protocol", "full", "--set", "evaluation.cutoffs=3", "--json").json
+    assert set(narrow["test"]) == {"full"}
+    assert "hr@3" in narrow["test"]["full"]
+    assert " uaf-hard " in ftkit("evaluate", "out").out
+
+
+def test_evaluate_says_what_is_wrong_with_a_folder_that_is_no_run(ftkit):
+    Path("empty").mkdir()
+    for folder in ("empty", "nowhere"):
+        done = ftkit("evaluate", folder)
+        assert (done.code, done.out) == (2, "")
+        assert folder in done.err
+        assert done.err.count("\n") == 1
+
+
+class Stopper(Tracker):
+    """Interrupts at the epoch named by the environment, as somebody at a keyboard would."""
+
+    def record(self, stage, values):
+        if os.environ.get("STOP_AT") == f"{stage}-{values['epoch']}":
+            raise KeyboardInterrupt
+
+
+@hookimpl
+def ftkit_trackers():
+    return [Component("stopper", "Interrupts", f"{__name__}:Stopper")]
+
+
+@pytest.mark.parametrize("stop_at", ["pretrain-2", "finetune-1", "finetune-3"])
+def test_an_interrupted_run_goes_on_and_ends_as_if_nothing_had_happened(ftkit, monkeypatch, stop_at):
+    own = EntryPoint("stopper", __name__, plugins.GROUP)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [*entry_points(group=group), own])
+    plugins.installed.cache_clear()
+    try:
+        arguments = [
+            "run",
+            "--strategy",
+            "uaf-hard",
+            *TINY[:-2],
+            "--set",
+            "pretrain.epochs=3",
+            "--epochs",
+            "4",
+        ]
+        arguments += ["--set", "run.trackers=jsonl,stopper", "--json"]
+        whole = ftkit(*arguments, "--output", "one/whole").json
+        monkeypatch.setenv("STOP_AT", stop_at)
+        stopped = ftkit(*arguments, "--output", "two/halves")
+        assert (stopped.code, stopped.out) == (130, "")
+        assert stopped.err.splitlines()[-1] == "ftkit: interrupted; the same command with --resume goes on"
+        assert not Path("two/halves/metrics.json").exists()
+        monkeypatch.delenv("STOP_AT")
+        resumed = ftkit(*arguments, "--output", "two/halves", "--resume").json
+    finally:
+        plugins.installed.cache_clear()
+    timeless = {"folder", "seconds", "instances_per_second"}
+    assert {key: resumed[key] for key in resumed.keys() - timeless} == {
+        key: whole[key] for key in whole.keys() - timeless
+    }
+    assert Path("two/halves/model.safetensors").read_bytes() == Path("one/whole/model.safetensors").read_bytes()

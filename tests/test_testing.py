@@ -1,0 +1,334 @@
+"""The contracts can fail: each planted mistake breaks the promise that it should."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor, nn
+
+from finetune_kit.backbone import Backbone, Context
+from finetune_kit.data.batch import Batch
+from finetune_kit.policy import Policy
+from finetune_kit.strategy import Encoded, Strategy
+from finetune_kit.task import ItemTask
+from finetune_kit.testing import (
+    BackboneContract,
+    BufferedBackbone,
+    GlobalBackbone,
+    PolicyContract,
+    StrategyContract,
+    TinyBackbone,
+    batches,
+    random_batch,
+    randomise,
+    sequences,
+    tiny_backbones,
+)
+from ftkit_uaf.branches import TwoBranchBlock, add_tuned_branches
+
+
+class Head(Strategy):
+    """Trains the head alone, and keeps every promise."""
+
+    def build(self) -> None:
+        self.freeze(self.backbone)
+
+
+class Gated(Strategy):
+    """Two branches with gates of one half, and keeps every promise."""
+
+    def build(self) -> None:
+        add_tuned_branches(self)
+
+    def encode(self, batch: Batch) -> Encoded:
+        gates = torch.full((len(batch.user), len(self.backbone.blocks)), 0.5, device=batch.user.device)
+        return Encoded(self.backbone.user_vectors(batch.sequence, gates), gates)
+
+
+class NothingTrains(Head):
+    def build(self) -> None:
+        self.freeze(self.backbone)
+        self.freeze(self.task)
+
+
+class OnlyGradientsAreStopped(Head):
+    """Buffers and dropout go on as in training."""
+
+    def build(self) -> None:
+        self.backbone.requires_grad_(False)
+
+
+class WritesIntoWhatIsFrozen(Head):
+    def encode(self, batch: Batch) -> Encoded:
+        if self.training:
+            self.backbone.blocks[0].norm.weight.data.mul_(1.01)
+        return super().encode(batch)
+
+
+class TrainsWhatItDoesNotUse(Head):
+    def build(self) -> None:
+        super().build()
+        self.unused = nn.Linear(2, 2)
+
+
+class StartsElsewhere(Head):
+    def encode(self, batch: Batch) -> Encoded:
+        return Encoded(super().encode(batch).vectors * 1.5)
+
+
+class GateTheWrongWayRound(Gated):
+    def build(self) -> None:
+        super().build()
+        for block in self.backbone.blocks:
+            block.frozen, block.tuned = block.tuned, block.frozen
+
+
+class ForgetsTheTrunk(TwoBranchBlock):
+    def forward(self, hidden: Tensor, context: Context, gate: Tensor) -> Tensor:
+        gate = gate[:, None, None]
+        return gate * self.tuned(hidden, context) + (1 - gate) * (self.frozen(hidden, context) - 0.1 * hidden)
+
+
+class GatesOutsideTheRange(Gated):
+    def encode(self, batch: Batch) -> Encoded:
+        encoded = super().encode(batch)
+        return Encoded(encoded.vectors, encoded.gates * 3)
+
+
+class WrongMixture(Gated):
+    def build(self) -> None:
+        super().build()
+        for k, block in enumerate(self.backbone.blocks):
+            wrong = ForgetsTheTrunk(nn.Identity())
+            wrong.frozen, wrong.tuned = block.frozen, block.tuned
+            self.backbone.blocks[k] = wrong
+
+
+class LooksAhead(nn.Module):
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, hidden: Tensor, context: Context) -> Tensor:
+        return self.block(hidden + 0.1 * hidden.roll(-1, dims=1), context)
+
+
+class PeeksAtLaterItems(Head):
+    def build(self) -> None:
+        self.backbone.blocks = nn.ModuleList(LooksAhead(block) for block in self.backbone.blocks)
+        super().build()
+
+
+class CountsPadding(Head):
+    def encode(self, batch: Batch) -> Encoded:
+        return Encoded(super().encode(batch).vectors * batch.sequence.shape[1] / 7)
+
+
+class NormalisesOverTheBatch(Head):
+    def encode(self, batch: Batch) -> Encoded:
+        vectors = super().encode(batch).vectors
+        return Encoded(vectors - vectors.mean(dim=0))
+
+
+class DrawsFromNowhere(Head):
+    def loss(self, batch: Batch, encoded: Encoded) -> Tensor:
+        noise = torch.rand(encoded.vectors.shape, generator=torch.Generator().manual_seed(torch.seed() % 2**31))
+        return self.task.loss(encoded.vectors + noise, batch)
+
+
+class NoiseGoesOn(Head):
+    def start_epoch(self, epoch: int) -> None:
+        """Keep the generator of the epoch before."""
+
+    def loss(self, batch: Batch, encoded: Encoded) -> Tensor:
+        noise = torch.rand(encoded.vectors.shape, generator=self.noise)
+        return self.task.loss(encoded.vectors + noise.to(encoded.vectors.device), batch)
+
+
+class KeepsAStateOutsideOfTheState(Head):
+    def build(self) -> None:
+        super().build()
+        self.count = 0
+
+    def encode(self, batch: Batch) -> Encoded:
+        self.count += self.training
+        return Encoded(super().encode(batch).vectors * (1 + self.count))
+
+
+class ForgetsATensorOnTheCpu(Head):
+    def loss(self, batch: Batch, encoded: Encoded) -> Tensor:
+        return self.task.loss(encoded.vectors + torch.zeros(encoded.vectors.shape[-1]), batch)
+
+
+def contract_of(planted: type[Strategy]) -> StrategyContract:
+    class Contract(StrategyContract):
+        def make_strategy(self, backbone_class: type[Backbone], seed: int = 0) -> Strategy:
+            torch.manual_seed(seed)
+            backbone = self.make_backbone(backbone_class)
+            return planted(backbone, ItemTask(backbone.dim, 9), seed=seed).eval()
+
+    return Contract()
+
+
+def promises(contract: object) -> Iterator[str]:
+    return (name for name in dir(contract) if name.startswith("test_"))
+
+
+def is_kept(contract: StrategyContract, promise: str, backbone: type[Backbone], tmp_path: Path) -> bool:
+    more = (tmp_path,) if "tmp_path" in getattr(type(contract), promise).__code__.co_varnames[:3] else ()
+    try:
+        getattr(contract, promise)(backbone, *more)
+    except (AssertionError, RuntimeError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("strategy", [Head, Gated])
+@pytest.mark.parametrize("backbone", tiny_backbones())
+def test_strategies_that_keep_every_promise_pass(
+    strategy: type[Strategy], backbone: type[Backbone], tmp_path: Path
+) -> None:
+    contract = contract_of(strategy)
+    broken = [promise for promise in promises(contract) if not is_kept(contract, promise, backbone, tmp_path)]
+    assert not broken
+
+
+@pytest.mark.parametrize(
+    ("planted", "promise", "backbone"),
+    [
+        (NothingTrains, "a_step_has_a_finite_loss_and_something_trains", TinyBackbone),
+        (OnlyGradientsAreStopped, "what_is_frozen_stays_byte_identical", BufferedBackbone),
+        (OnlyGradientsAreStopped, "what_is_frozen_stays_in_evaluation_mode", BufferedBackbone),
+        (OnlyGradientsAreStopped, "the_leading_frozen_stages_compute_the_same_for_good", BufferedBackbone),
+        (WritesIntoWhatIsFrozen, "what_is_frozen_stays_byte_identical", TinyBackbone),
+        (WritesIntoWhatIsFrozen, "the_leading_frozen_stages_compute_the_same_for_good", TinyBackbone),
+        (TrainsWhatItDoesNotUse, "everything_that_trains_gets_a_gradient", TinyBackbone),
+        (StartsElsewhere, "a_new_strategy_computes_what_the_pretrained_backbone_computes", TinyBackbone),
+        (GatesOutsideTheRange, "gates_are_shares_one_per_user_and_block", TinyBackbone),
+        (GateTheWrongWayRound, "gate_0_everywhere_is_the_pretrained_backbone", TinyBackbone),
+        (WrongMixture, "gate_0_everywhere_is_the_pretrained_backbone", GlobalBackbone),
+        (PeeksAtLaterItems, "a_causal_backbone_stays_causal", TinyBackbone),
+        (CountsPadding, "more_padding_changes_no_user", TinyBackbone),
+        (NormalisesOverTheBatch, "users_do_not_influence_one_another", TinyBackbone),
+        (DrawsFromNowhere, "the_same_seed_gives_the_same_result", TinyBackbone),
+        (NoiseGoesOn, "an_epochs_noise_does_not_depend_on_earlier_epochs", TinyBackbone),
+        (KeepsAStateOutsideOfTheState, "saved_and_loaded_it_scores_the_same", TinyBackbone),
+        (ForgetsATensorOnTheCpu, "an_accelerator_computes_the_same", TinyBackbone),
+    ],
+)
+def test_a_planted_mistake_breaks_its_promise(
+    planted: type[Strategy], promise: str, backbone: type[Backbone], tmp_path: Path
+) -> None:
+    assert not is_kept(contract_of(planted), f"test_{promise}", backbone, tmp_path)
+
+
+class SeesTheNext(TinyBackbone):
+    def embed(self, sequence: Tensor) -> Tensor:
+        hidden = super().embed(sequence)
+        return hidden + hidden.roll(-1, dims=1)
+
+
+class LiesAboutReach(TinyBackbone):
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        for block in self.blocks:
+            block.reach = 0
+
+
+class SeesPadding(TinyBackbone):
+    def prepare(self, sequence: Tensor) -> Context:
+        return Context(None)
+
+
+class MixesUsers(TinyBackbone):
+    def finish(self, hidden: Tensor) -> Tensor:
+        return hidden - hidden.mean(dim=0)
+
+
+class MasksOnTheCpu(TinyBackbone):
+    def embed(self, sequence: Tensor) -> Tensor:
+        return super().embed(sequence) + torch.arange(sequence.shape[1]).unsqueeze(-1)
+
+
+@pytest.mark.parametrize(
+    ("planted", "promise"),
+    [
+        (SeesTheNext, "no_position_sees_a_later_one"),
+        (LiesAboutReach, "the_last_position_alone_is_the_same"),
+        (SeesPadding, "more_padding_changes_no_user"),
+        (MixesUsers, "users_do_not_influence_one_another"),
+        (MasksOnTheCpu, "an_accelerator_computes_the_same"),
+    ],
+)
+def test_a_planted_backbone_breaks_its_promise(planted: type[Backbone], promise: str) -> None:
+    class Contract(BackboneContract):
+        made: type[Backbone]
+
+        def make(self) -> Backbone:
+            return randomise(self.made(20, 16)).eval()
+
+    sound, broken = Contract(), Contract()
+    sound.made, broken.made = TinyBackbone, planted
+    getattr(sound, f"test_{promise}")()
+    with pytest.raises((AssertionError, RuntimeError)):
+        getattr(broken, f"test_{promise}")()
+
+
+class SharesItsEmbedding(Policy):
+    def __init__(self, backbone: Backbone, num_outputs: int) -> None:
+        super().__init__(backbone, num_outputs)
+        self.item_embedding = backbone.item_embedding
+        self.output = nn.Linear(backbone.dim, self.num_blocks * num_outputs)
+
+    def forward(self, sequence: Tensor) -> Tensor:
+        mean = self.item_embedding(sequence).mean(dim=1)  # over padding too
+        return self.output(mean - mean.mean(dim=0)).unflatten(-1, (self.num_blocks, self.num_outputs))
+
+
+@pytest.mark.parametrize(
+    "promise",
+    [
+        "it_shares_nothing_with_the_backbone",
+        "more_padding_changes_no_decision",
+        "users_do_not_influence_one_another",
+    ],
+)
+def test_a_planted_policy_breaks_its_promise(promise: str) -> None:
+    class Contract(PolicyContract):
+        def make(self, backbone: Backbone, num_outputs: int = 2) -> Policy:
+            return SharesItsEmbedding(backbone, num_outputs).eval()
+
+    with pytest.raises(AssertionError):
+        getattr(Contract(), f"test_{promise}")(TinyBackbone)
+
+
+@settings(max_examples=60, deadline=None)
+@given(batch=batches())
+def test_drawn_batches_are_as_the_loader_makes_them(batch: Batch) -> None:
+    check(batch)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_batches_are_as_the_loader_makes_them(seed: int) -> None:
+    check(random_batch(seed=seed, num_negatives=3))
+
+
+def check(batch: Batch) -> None:
+    assert {tensor.dtype for tensor in vars(batch).values()} == {torch.int64}
+    assert len(set(batch.user.tolist())) == len(batch.user) == len(batch.sequence)
+    assert set(batch.row.tolist()) == set(range(len(batch.user)))
+    assert (batch.negative != batch.positive.unsqueeze(1)).all()
+    assert batch.positive.min() >= 1
+    assert (batch.sequence[:, -1] != 0).all()
+    is_item = batch.sequence != 0
+    assert (is_item[:, 1:] >= is_item[:, :-1]).all()  # padding in front only
+
+
+@settings(max_examples=30, deadline=None)
+@given(sequence=sequences(num_items=5, max_users=3, max_length=6))
+def test_drawn_sequences_are_padded_in_front(sequence: Tensor) -> None:
+    assert sequence.max() <= 5
+    is_item = sequence != 0
+    assert (is_item[:, 1:] >= is_item[:, :-1]).all()

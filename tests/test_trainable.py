@@ -1,0 +1,81 @@
+import pytest
+import torch
+from torch import nn
+
+from finetune_kit.errors import CheckpointError
+from finetune_kit.trainable import Trainable
+
+
+class Model(Trainable):
+    def __init__(self, width: int = 2) -> None:
+        super().__init__()
+        self.one = nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width), nn.Dropout(0.5))
+        self.two = nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.two(self.one(x)).square().mean()
+
+
+def test_freezing_stops_gradients_and_keeps_evaluation_mode_and_buffers() -> None:
+    model = Model()
+    model.freeze(model.one)
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.one.state_dict().items()}
+    model(torch.randn(8, 2)).backward()
+    assert not any(part.training for part in model.one.modules())
+    assert model.two.training
+    assert all(parameter.grad is None for parameter in model.one.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.one.state_dict().items())
+    model.eval()
+    assert not any(part.training for part in model.modules())
+
+
+def test_what_is_spared_inside_a_frozen_module_trains() -> None:
+    model = Model()
+    model.freeze(model, but=[model.one[1]])
+    assert set(model.trained_state()) == {f"one.1.{name}" for name in model.one[1].state_dict()}
+    model.train()
+    assert model.one[1].training
+    assert not model.one[2].training
+
+
+def test_the_trained_state_is_parameters_with_a_gradient_and_buffers_that_are_not_frozen() -> None:
+    model = Model()
+    model.freeze(model.one)
+    model.two[0].weight.requires_grad_(False)
+    running = ["running_mean", "running_var", "num_batches_tracked"]
+    assert set(model.trained_state()) == {
+        "two.0.bias",
+        "two.1.weight",
+        "two.1.bias",
+        *(f"two.1.{name}" for name in running),
+    }
+    assert model.num_parameters() == (2 + 2 + 2, sum(parameter.numel() for parameter in model.parameters()))
+
+
+def test_loading_puts_the_values_in_place() -> None:
+    one, other = Model(), Model()
+    weight = other.two[0].weight
+    other.load_trained_state(one.trained_state())
+    assert other.two[0].weight is weight
+    assert torch.equal(weight, one.two[0].weight)
+    assert weight.requires_grad
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown"])
+def test_weights_of_another_model_are_refused_naming_one(change: str) -> None:
+    model = Model()
+    state = model.trained_state()
+    if change == "missing":
+        del state["two.0.bias"]
+    else:
+        state["two.0.bias2"] = torch.zeros(2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"1 names differ, e\.g\. 'two\.0\.bias"):
+        model.load_trained_state(state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_weights_of_another_width_are_refused_naming_both_shapes() -> None:
+    with pytest.raises(CheckpointError, match=r"'one\.0\.weight' is \(3, 2\) in the weights and \(2, 2\) in the model"):
+        Model().load_trained_state(Model(width=3).trained_state())

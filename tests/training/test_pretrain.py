@@ -1,0 +1,149 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from finetune_kit.data.batch import Windows
+from finetune_kit.testing import TinyBackbone, random_sequence, randomise
+from finetune_kit.training import pretrain
+from finetune_kit.training.pretrain import NextItem, hold_out
+
+
+def windows(num_windows: int = 6, length: int = 8, num_items: int = 20, seed: int = 0) -> Windows:
+    sequence = random_sequence(num_windows, length + 1, num_items, seed)
+    inputs = sequence[:, :-1]
+    return Windows(inputs.contiguous(), torch.where(inputs == 0, 0, sequence[:, 1:]))
+
+
+def model(num_items: int = 20, num_negatives: int = 0, share: torch.Tensor | None = None) -> NextItem:
+    torch.manual_seed(0)
+    return NextItem(randomise(TinyBackbone(num_items, 8)), share, num_negatives)
+
+
+def plain_loss(model: NextItem, batch: Windows) -> torch.Tensor:
+    logits = model.output(model.backbone(batch.inputs))  # (windows, length, items)
+    return F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten() - 1, ignore_index=-1)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1024])
+def test_the_exact_loss_and_its_gradients_are_those_of_cross_entropy(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrain, "CHUNK", chunk)
+    one, batch = model(), windows()
+    found, expected = one(batch), plain_loss(one, batch)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    parameters = list(one.parameters())
+    for a, b in zip(torch.autograd.grad(found, parameters), torch.autograd.grad(expected, parameters), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_the_exact_loss_works_where_chunks_cannot_pay() -> None:
+    few_items = model(num_items=5)
+    batch = windows(num_items=5)
+    torch.testing.assert_close(few_items(batch), plain_loss(few_items, batch), atol=1e-6, rtol=1e-5)
+    few_positions = Windows(torch.tensor([[0, 0, 3]]), torch.tensor([[0, 0, 4]]))
+    one = model()
+    torch.testing.assert_close(one(few_positions), plain_loss(one, few_positions), atol=1e-6, rtol=1e-5)
+
+
+def test_the_exact_loss_by_hand() -> None:
+    one = model(num_items=4)
+    one.output.weight.data.zero_()
+    one.output.bias.data = torch.tensor([1.0, 2.0, 3.0, 4.0]).log()
+    batch = Windows(torch.tensor([[0, 1, 2]]), torch.tensor([[0, 2, 4]]))
+    assert one(batch).item() == pytest.approx(-(torch.tensor([0.2, 0.4]).log().mean().item()))
+
+
+def test_padding_is_neither_scored_nor_a_label() -> None:
+    one = model()
+    assert one.output.out_features == 20  # no row for padding
+    short = Windows(torch.tensor([[5, 6, 7]]), torch.tensor([[6, 7, 8]]))
+    padded = Windows(torch.tensor([[0, 0, 5, 6, 7]]), torch.tensor([[0, 0, 6, 7, 8]]))
+    torch.testing.assert_close(one(padded), one(short), atol=1e-6, rtol=1e-5)
+    one(padded).backward()
+    assert one.backbone.item_embedding.weight.grad is not None
+    assert not one.backbone.item_embedding.weight.grad[0].any()
+
+
+def test_the_sampled_softmax_by_a_slow_loop() -> None:
+    share = torch.arange(1.0, 21.0)
+    one, batch = model(num_negatives=7, share=share).train(), windows(2)
+    one.start_epoch(3)
+    found = one(batch)
+    one.start_epoch(3)
+    drawn = torch.multinomial(share / share.sum(), 7, replacement=True, generator=one._noise).tolist()
+    logits, q = one.output(one.backbone(batch.inputs)), share / share.sum()
+    losses = []
+    for row, label in zip(logits.flatten(0, 1), (batch.labels.flatten() - 1).tolist(), strict=True):
+        if label >= 0:
+            partition = row[label].exp() + sum(row[item].exp() / (7 * q[item]) for item in drawn if item != label)
+            losses.append(partition.log() - row[label])
+    torch.testing.assert_close(found, torch.stack(losses).mean(), atol=1e-5, rtol=1e-5)
+
+
+def test_with_many_draws_the_sampled_softmax_is_the_exact_one() -> None:
+    one, batch = model(num_negatives=300_000, share=torch.linspace(1, 5, 20)).train(), windows(2, seed=1)
+    sampled, exact = one.sampled_loss(batch), one.exact_loss(batch)
+    assert sampled.item() == pytest.approx(exact.item(), abs=0.01)
+    parameters = [one.output.weight, one.output.bias]
+    for a, b in zip(torch.autograd.grad(sampled, parameters), torch.autograd.grad(exact, parameters), strict=True):
+        torch.testing.assert_close(a, b, atol=0.01, rtol=0)
+
+
+@torch.no_grad()
+def test_with_few_draws_the_sampled_softmax_has_the_exact_partition_sum_on_average() -> None:
+    one, batch = model(num_negatives=4, share=torch.linspace(1, 5, 20)).train(), windows(1, seed=2)
+    last = Windows(batch.inputs, torch.where(torch.arange(8) == 7, batch.labels, 0))  # one position
+    inverse_shares = torch.tensor([one.sampled_loss(last).exp().item() for _ in range(500)])
+    error = inverse_shares.std() / 500**0.5
+    assert inverse_shares.mean().item() == pytest.approx(one.exact_loss(last).exp().item(), abs=4 * error.item())
+
+
+def test_the_drawn_items_are_a_function_of_the_epoch() -> None:
+    one, batch = model(num_negatives=3, share=torch.ones(20)).train(), windows()
+    losses = []
+    for epoch in (1, 2, 1):
+        one.start_epoch(epoch)
+        losses.append(one(batch).item())
+    assert losses[0] == losses[2] != losses[1]
+
+
+def test_in_evaluation_the_loss_is_exact_however_it_trains() -> None:
+    one, batch = model(num_negatives=3, share=torch.ones(20)).eval(), windows()
+    torch.testing.assert_close(one(batch), plain_loss(one, batch), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_negatives", [0, 10])
+def test_it_learns_which_item_follows(num_negatives: int) -> None:
+    one = model(num_negatives=num_negatives, share=torch.ones(20)).train()
+    start = torch.arange(1, 13).unsqueeze(1)
+    sequence = (start + torch.arange(9) * 3) % 20 + 1  # each item is followed by the third next
+    batch = Windows(sequence[:, :-1].contiguous(), sequence[:, 1:].contiguous())
+    optimizer = torch.optim.Adam(one.parameters(), 0.02)
+    for _ in range(60):
+        one(batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    guess = one.output(one.backbone(batch.inputs)).argmax(-1) + 1
+    assert (guess == batch.labels).float().mean() > 0.9
+
+
+def test_held_out_users_are_a_share_of_those_with_two_events() -> None:
+    class Lengths:
+        source_lengths = torch.tensor([1, 5, 2, 0, *[3] * 38]).numpy()
+
+    parts = hold_out(Lengths(), 0.25, seed=0)
+    assert sorted([*parts.train, *parts.valid]) == [2, 3, *range(5, 43)]
+    assert len(parts.valid) == 10
+    assert not (hold_out(Lengths(), 0.25, seed=1).valid == parts.valid).all()
+    assert len(hold_out(Lengths(), 0.001, seed=0).valid) == 1
+    assert len(hold_out(Lengths(), 0.999, seed=0).train) == 1
+
+
+@pytest.mark.parametrize("lengths", [[1, 1, 0], [1, 2, 1]])
+def test_too_few_users_with_two_events_are_refused(lengths: list[int]) -> None:
+    class Lengths:
+        source_lengths = torch.tensor(lengths).numpy()
+
+    with pytest.raises(pretrain.DataError, match="pre-training needs at least 2 such users"):
+        hold_out(Lengths(), 0.1, seed=0)
