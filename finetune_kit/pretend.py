@@ -119,7 +119,7 @@ class PretendTensor(Tensor):
         return self.held.tolist()
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # pyrefly: ignore[bad-override]  (torch declares the arguments without types)
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         return _run(func, args, dict(kwargs or {}))
