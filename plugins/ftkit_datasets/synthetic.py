@@ -9,10 +9,11 @@ away:
 | kind | target group | what that asks of fine-tuning |
 | --- | --- | --- |
 | ``aligned`` | that of the source group at the end of the sequence | the source model's structure, as it is |
-| ``rewired`` | that of the marker, whatever the source group | to carry what that forgets |
+| ``shifted`` | the one half-way round from it | that structure re-learned |
 | ``unrelated`` | any | nothing helps |
 
-Every number is a function of the options.
+One model for all can't please both of the first two kinds unless it learns to tell them apart. Every number is a
+function of the options.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from finetune_kit.data.prepare import write_dataset
 from finetune_kit.data.reader import DatasetReader
 from finetune_kit.options import Options
 
-KINDS = ("aligned", "rewired", "unrelated")
+KINDS = ("aligned", "shifted", "unrelated")
 NUM_GROUPS = 8
+MARKERS_PER_KIND = 4
 STAY, MARK, FAITHFUL = 0.95, 0.4, 0.9
-"""Probabilities: of staying in a group from one event to the next, that an early event is the user's marker, and
+"""Probabilities: of staying in a group from one event to the next, that an early event is a marker, and
 that a target event is of the kind's group rather than any."""
 EARLY = 8
 """How many of a user's first events may be markers."""
@@ -43,14 +45,14 @@ class SyntheticOptions(Options):
     """Users."""
     seed: int = Field(0, ge=0)
     """Seed of everything."""
-    aligned: float = Field(0.4, ge=0, le=1)
+    aligned: float = Field(0.6, ge=0, le=1)
     """Share of users whose target taste follows the source model's structure."""
-    rewired: float = Field(0.5, ge=0, le=1)
+    shifted: float = Field(0.3, ge=0, le=1)
     """Share of users whose target taste does not; the rest have none that could be learned."""
     items_per_group: int = Field(25, ge=2)
     """Source items in each of the 8 groups; target groups have half as many."""
     max_length: int = Field(50, ge=4)
-    """Longest source sequence; the shortest has half as many."""
+    """Longest source sequence; the shortest has two thirds."""
     max_target: int = Field(5, ge=1)
     """Most target events of a user; the fewest is 1."""
 
@@ -70,9 +72,8 @@ class Synthetic(DatasetReader):
         options = self.options
         rng = np.random.default_rng(options.seed)
         kind = rng.choice(len(KINDS), options.users, p=_shares(options))
-        marker = rng.integers(NUM_GROUPS, size=options.users)
-        source, group = _source_events(rng, kind, marker, options)
-        target = _target_events(rng, kind, group, marker, options)
+        source, group = _source_events(rng, kind, options)
+        target = _target_events(rng, kind, group, options)
         with preparing(output) as preparation:
             _fill(preparation, "source", *source)
             _fill(preparation, "target", *target)
@@ -88,19 +89,19 @@ _TEXT_USER = "format('user{:08d}', \"user\") AS user"
 
 def _shares(options: SyntheticOptions) -> list[float]:
     """Return the share of each of `KINDS`."""
-    rest = max(0.0, 1 - options.aligned - options.rewired)
-    total = options.aligned + options.rewired + rest
-    return [options.aligned / total, options.rewired / total, rest / total]
+    rest = max(0.0, 1 - options.aligned - options.shifted)
+    total = options.aligned + options.shifted + rest
+    return [options.aligned / total, options.shifted / total, rest / total]
 
 
 def _source_events(
-    rng: np.random.Generator, kind: np.ndarray, marker: np.ndarray, options: SyntheticOptions
+    rng: np.random.Generator, kind: np.ndarray, options: SyntheticOptions
 ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
     """Return ``(user, item, time)``, each ``(events,)``, and each user's last group, ``(users,)``."""
     num_users, size, num_steps = len(kind), options.items_per_group, options.max_length
-    start = num_steps - rng.integers((num_steps + 1) // 2, num_steps, num_users, endpoint=True)
+    start = num_steps - rng.integers((2 * num_steps + 2) // 3, num_steps, num_users, endpoint=True)
     group, place = rng.integers(NUM_GROUPS, size=num_users), rng.integers(size, size=num_users)
-    marker_item = NUM_GROUPS * size + kind * NUM_GROUPS + marker
+    first_marker = NUM_GROUPS * size + kind * MARKERS_PER_KIND
     items = np.empty((num_steps, num_users), dtype=np.int64)
     for step in range(num_steps):  # all users at once; shorter histories start later
         moves = rng.random(num_users) > STAY
@@ -108,18 +109,21 @@ def _source_events(
         place = (place + rng.integers(1, 2, num_users, endpoint=True)) % size
         is_first, is_early = step == start, (step > start) & (step < start + EARLY)
         marked = is_first | (is_early & (rng.random(num_users) < MARK))  # at least once
-        items[step] = np.where(marked, marker_item, group * size + place)
+        marker = first_marker + rng.integers(MARKERS_PER_KIND, size=num_users)
+        items[step] = np.where(marked, marker, group * size + place)
     step, user = np.nonzero(np.arange(num_steps)[:, None] >= start)
     return (user, items[step, user], step), group
 
 
 def _target_events(
-    rng: np.random.Generator, kind: np.ndarray, group: np.ndarray, marker: np.ndarray, options: SyntheticOptions
+    rng: np.random.Generator, kind: np.ndarray, group: np.ndarray, options: SyntheticOptions
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return ``(user, item, time)``, each ``(events,)``; a user's items differ."""
     num_users, size = len(kind), max(1, options.items_per_group // 2)
     any_group = rng.integers(NUM_GROUPS, size=(options.max_target, num_users))
-    own = np.select([kind == 0, kind == 1], [group, marker], any_group)  # in the order of KINDS
+    own = np.select(
+        [kind == 0, kind == 1], [group, (group + NUM_GROUPS // 2) % NUM_GROUPS], any_group
+    )  # in the order of KINDS
     faithful = rng.random(own.shape) < FAITHFUL
     popularity = 1 / np.arange(1, size + 1)
     place = rng.choice(size, own.shape, p=popularity / popularity.sum())
