@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint format benchmark clean
+.PHONY: help run test test-slow test-all lint format benchmark clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -17,6 +17,9 @@ run: $(STAMP)  ## fine-tune with uaf-hard on the built-in data
 
 test: $(STAMP)  ## the default test suite
 	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)  ## the slow tests alone
+	$(BIN)/python -m pytest -m "slow and not benchmark"
 
 test-all: $(STAMP)  ## slow tests too
 	$(BIN)/python -m pytest -m "not benchmark"
