@@ -38,25 +38,29 @@ class Measured:
 
 def measure(runner: Runner, strategy: Strategy) -> Measured:
     """Return the strategy's numbers on the parts of the runner's split."""
-    cutoffs, parts, target = runner.config.evaluation.cutoffs, runner.split, runner.dataset.target
-    test_evaluator = runner.evaluator(parts.test)
-    test = test_evaluator.evaluate(strategy, runner.fabric)
-    valid = runner.evaluator(parts.valid).evaluate(strategy, runner.fabric)
-    references = {
-        name: test_evaluator.evaluate_scorer(REFERENCES[name](runner.dataset, parts.train)).metrics(cutoffs)
-        for name in runner.config.evaluation.references
-    }
+    options, parts, target = runner.config.evaluation, runner.split, runner.dataset.target
+    on_test, references, policy = runner.evaluator(parts.test), {}, None
+    with runner.progress.stage("evaluate", 2 + len(options.references)) as advance:
+        test = on_test.evaluate(strategy, runner.fabric)
+        advance(1, "test")
+        valid = on_test.of(parts.valid).evaluate(strategy, runner.fabric)
+        if test.gates is not None:
+            policy = on_test.of(_first_instances(target.user)).evaluate(strategy, runner.fabric, ())
+        advance(1, "validation")
+        for name in options.references:
+            scorer = REFERENCES[name](runner.dataset, parts.train)
+            references[name] = on_test.evaluate_scorer(scorer).metrics(options.cutoffs)
+            advance(1, name)
     metrics: dict[str, Any] = {
-        "valid": valid.metrics(cutoffs),
-        "test": test.metrics(cutoffs),
+        "valid": valid.metrics(options.cutoffs),
+        "test": test.metrics(options.cutoffs),
         "references": references,
         "instances": {name: len(getattr(parts, name)) for name in ("train", "valid", "test")},
     }
     ranks = {f"rank_{protocol}": values for protocol, values in test.ranks.items()}
     instances = {"user": target.user[test.instance], "item": target.item[test.instance], **ranks}
     tables = {"instances": instances, "split": _split_table(runner)}
-    if test.gates is not None:
-        policy = test_evaluator.of(_first_instances(target.user)).evaluate(strategy, runner.fabric, ())
+    if policy is not None:
         metrics["gates"] = gate_summary(policy)
         tables["policy"] = _policy_table(policy)
     return Measured(metrics, tables)

@@ -41,7 +41,7 @@ EARLY = 8
 class SyntheticOptions(Options):
     """Options of `Synthetic`."""
 
-    users: int = Field(2000, ge=20)
+    users: int = Field(1000, ge=20)
     """Users."""
     seed: int = Field(0, ge=0)
     """Seed of everything."""

@@ -24,7 +24,7 @@ def largest_difference(gates, kind):
 
 @pytest.mark.slow
 def test_a_learned_policy_treats_planted_kinds_of_users_differently_and_a_random_one_does_not(tmp_path):
-    Synthetic(SyntheticOptions(max_length=30)).prepare(tmp_path / "synthetic")
+    Synthetic(SyntheticOptions(users=2000, max_length=30)).prepare(tmp_path / "synthetic")
     dataset = Dataset.open(tmp_path / "synthetic")
     config = resolve_config(
         {
