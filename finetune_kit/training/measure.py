@@ -14,7 +14,7 @@ from finetune_kit.files import write_table
 
 if TYPE_CHECKING:
     from finetune_kit.strategy import Strategy
-    from finetune_kit.training.run import Runner
+    from finetune_kit.training.experiment import Experiment
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,19 @@ class Measured:
             write_table(folder / f"{name}.parquet", columns)
 
 
-def measure(runner: Runner, strategy: Strategy) -> Measured:
-    """Return the strategy's numbers on the parts of the runner's split."""
-    options, parts, target = runner.config.evaluation, runner.split, runner.dataset.target
-    on_test, references, policy = runner.evaluator(parts.test), {}, None
-    with runner.progress.stage("evaluate", 2 + len(options.references)) as advance:
-        test = on_test.evaluate(strategy, runner.fabric)
+def measure(experiment: Experiment, strategy: Strategy) -> Measured:
+    """Return the strategy's numbers on the parts of the experiment's split."""
+    options, parts, target = experiment.config.evaluation, experiment.split, experiment.dataset.target
+    on_test, references, policy = experiment.evaluator(parts.test), {}, None
+    with experiment.progress.stage("evaluate", 2 + len(options.references)) as advance:
+        test = on_test.evaluate(strategy, experiment.fabric)
         advance(1, "test")
-        valid = on_test.of(parts.valid).evaluate(strategy, runner.fabric)
+        valid = on_test.of(parts.valid).evaluate(strategy, experiment.fabric)
         if test.gates is not None:
-            policy = on_test.of(_first_instances(target.user)).evaluate(strategy, runner.fabric, ())
+            policy = on_test.of(_first_instances(target.user)).evaluate(strategy, experiment.fabric, ())
         advance(1, "validation")
         for name in options.references:
-            scorer = REFERENCES[name](runner.dataset, parts.train)
+            scorer = REFERENCES[name](experiment.dataset, parts.train)
             references[name] = on_test.evaluate_scorer(scorer).metrics(options.cutoffs)
             advance(1, name)
     metrics: dict[str, Any] = {
@@ -59,7 +59,7 @@ def measure(runner: Runner, strategy: Strategy) -> Measured:
     }
     ranks = {f"rank_{protocol}": values for protocol, values in test.ranks.items()}
     instances = {"user": target.user[test.instance], "item": target.item[test.instance], **ranks}
-    tables = {"instances": instances, "split": _split_table(runner)}
+    tables = {"instances": instances, "split": _split_table(experiment)}
     if policy is not None:
         metrics["gates"] = gate_summary(policy)
         tables["policy"] = _policy_table(policy)
@@ -94,9 +94,9 @@ def _policy_table(evaluation: Evaluation) -> dict[str, np.ndarray]:
     return columns
 
 
-def _split_table(runner: Runner) -> dict[str, np.ndarray]:
+def _split_table(experiment: Experiment) -> dict[str, np.ndarray]:
     """Return user, item and part of every instance that was used."""
-    parts, target = runner.split, runner.dataset.target
+    parts, target = experiment.split, experiment.dataset.target
     instance = np.concatenate([parts.train, parts.valid, parts.test])
     names = np.array(["train", "valid", "test"], dtype=object)
     part = np.repeat(names, [len(parts.train), len(parts.valid), len(parts.test)])

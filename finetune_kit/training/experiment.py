@@ -1,0 +1,94 @@
+"""What the stages of a run share: configuration, dataset, device, split, and how a run folder is begun."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from lightning_fabric import Fabric
+
+from finetune_kit.config import Config, to_toml
+from finetune_kit.data.dataset import Dataset
+from finetune_kit.data.split import Split, split, unseen_in_training
+from finetune_kit.environment import git_state, versions
+from finetune_kit.errors import DataError
+from finetune_kit.evaluation.evaluate import Evaluator
+from finetune_kit.files import write_text
+from finetune_kit.plugins import installed
+from finetune_kit.progress import Progress
+from finetune_kit.strategy import Strategy
+from finetune_kit.tracker import Tracker
+from finetune_kit.training.assemble import build_strategy, load_base
+
+
+@dataclass
+class Experiment:
+    """One configuration on one dataset: its split, what measures on it, its strategy, its folders.
+
+    Args:
+        config: Everything resolved.
+        dataset: The dataset.
+        fabric: Device and precision.
+        progress: Who is told.
+        resume: Go on from what an interrupted run left behind.
+    """
+
+    config: Config
+    dataset: Dataset
+    fabric: Fabric
+    progress: Progress = field(default_factory=Progress)
+    resume: bool = False
+
+    @cached_property
+    def split(self) -> Split:
+        """The parts of the target instances; those with an item unseen in training treated as asked.
+
+        Raises:
+            DataError: When there are such instances and ``data.unseen`` is ``refuse``.
+        """
+        options, target = self.config.data, self.dataset.target
+        parts = split(target.user, options.split, self.config.run.seed, options.fraction)
+        unseen = {name: unseen_in_training(target.item, parts, getattr(parts, name)) for name in ("valid", "test")}
+        counts = " and ".join(f"{mask.sum()} of {len(mask)} {name} instances" for name, mask in unseen.items())
+        if not any(mask.any() for mask in unseen.values()):
+            return parts
+        if options.unseen == "refuse":
+            raise DataError(
+                f"{counts} have an item that no training instance has; data.unseen=keep or drop lets them pass"
+            )
+        self.progress.say(
+            f"warning: {counts} have an item that no training instance has (data.unseen={options.unseen})"
+        )
+        if options.unseen == "keep":
+            return parts
+        for name, mask in unseen.items():
+            if mask.all():
+                raise DataError(
+                    f"data.unseen=drop leaves no {name} instance: {counts} have an item unseen in training; use keep"
+                )
+        return Split(parts.train, parts.valid[~unseen["valid"]], parts.test[~unseen["test"]])
+
+    def build_strategy(self, base: Path | None) -> Strategy:
+        """Return the strategy, on the CPU, over a pre-trained base."""
+        weights = None if base is None else load_base(base, self.config, self.dataset)
+        return build_strategy(self.config, self.dataset.num_source_items, self.dataset.num_target_items, weights)
+
+    def evaluator(self, instances: np.ndarray) -> Evaluator:
+        """Return what measures on given instances."""
+        config = self.config
+        return Evaluator(
+            self.dataset, instances, self.split.train, config.evaluation, config.data.max_length, config.run.seed
+        )
+
+    def open_folder(self, folder: Path) -> list[Tracker]:
+        """Make a run folder, write its configuration, start its trackers."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tables = self.config.tables()
+        tables["files"] = {"dataset": str(self.dataset.path.resolve()), "dataset_fingerprint": self.dataset.fingerprint}
+        write_text(folder / "config.toml", to_toml({**tables, "versions": versions(), "git": git_state()}))
+        trackers = [installed().component("tracker", name).load()(folder) for name in self.config.run.trackers]
+        for tracker in trackers:
+            tracker.start(tables)
+        return trackers

@@ -1,0 +1,200 @@
+"""The two stages of a run, each into a folder that tells everything."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune_kit.checkpoint import base_reference, save_model
+from finetune_kit.data.loading import SourceWindows, TargetBatches
+from finetune_kit.data.split import Split
+from finetune_kit.files import write_json, write_table
+from finetune_kit.seeding import seeded
+from finetune_kit.strategy import Strategy
+from finetune_kit.tracker import Tracker
+from finetune_kit.training.assemble import backbone_facts, build_backbone, target_facts
+from finetune_kit.training.experiment import Experiment
+from finetune_kit.training.loop import Fitted, Loop
+from finetune_kit.training.measure import measure
+from finetune_kit.training.pretrain import NextItem, hold_out
+
+
+@dataclass
+class Pretraining:
+    """Stage 1, into its own folder."""
+
+    experiment: Experiment
+    folder: Path
+
+    def carry_out(self) -> None:
+        """Pre-train the backbone and write its folder."""
+        experiment, config, dataset = self.experiment, self.experiment.config, self.experiment.dataset
+        options, seed = config.pretrain, config.run.seed
+        trackers = experiment.open_folder(self.folder)
+        held_out = hold_out(dataset, options.valid_share, seed)
+        latest = options.windows == "latest"
+        size, length = options.batch_size, config.data.max_length
+        train = SourceWindows(dataset, held_out.train, size, length, latest_only=latest)
+        valid = SourceWindows(dataset, held_out.valid, size, length, latest_only=latest)
+        model = self._model()
+        loop = Loop(
+            model,
+            experiment.fabric,
+            "pretrain",
+            learning_rate=options.learning_rate,
+            epochs=options.epochs,
+            patience=options.patience,
+            monitor="valid_loss",
+            lower_is_better=True,
+            seed=seed,
+            checkpoint=self.folder / "last" / "state.safetensors",
+            observe=lambda record: _tell(trackers, "pretrain", record),
+            progress=experiment.progress,
+        )
+        fitted = loop.fit(train, lambda: {"valid_loss": self._held_out_loss(model, valid)}, resume=experiment.resume)
+        facts = {"kind": "pretrained", **backbone_facts(config, dataset), "base": None}
+        digest = save_model(self.folder, model.trained_state(), facts)
+        best = fitted.history[fitted.best_epoch - 1]
+        metrics = {
+            "backbone": config.run.backbone,
+            "dataset": dataset.name,
+            "seed": seed,
+            "valid_loss": best["valid_loss"],
+            "best_epoch": fitted.best_epoch,
+            "epochs": len(fitted.history),
+            "windows": len(train),
+            "total_parameters": model.num_parameters()[1],
+            "seconds": {"pretrain": fitted.seconds},
+            "hash": digest,
+        }
+        _close_folder(self.folder, metrics, fitted, trackers)
+
+    def _model(self) -> NextItem:
+        experiment, options = self.experiment, self.experiment.config.pretrain
+        backbone = build_backbone(experiment.config, experiment.dataset.num_source_items)
+        frequency = np.bincount(
+            np.asarray(experiment.dataset.source_items) - 1, minlength=experiment.dataset.num_source_items
+        )
+        num_negatives = options.num_negatives if options.loss == "sampled-softmax" else 0
+        with seeded(experiment.config.run.seed, "next-item"):
+            return NextItem(backbone, torch.from_numpy(frequency).float(), num_negatives, experiment.config.run.seed)
+
+    @torch.no_grad()
+    def _held_out_loss(self, model: NextItem, valid: SourceWindows) -> float:
+        """Return the exact loss on held-out users, nats per item."""
+        model.eval()
+        total, count = 0.0, 0
+        for windows in valid.epoch():
+            moved = windows.to(self.experiment.fabric.device)
+            labels = int((moved.labels != 0).sum())
+            with self.experiment.fabric.autocast():
+                total += model.exact_loss(moved).item() * labels
+            count += labels
+        return total / count
+
+
+@dataclass
+class Finetuning:
+    """Stage 2, into the run's folder."""
+
+    experiment: Experiment
+    folder: Path
+    base: Path | None
+
+    def carry_out(self) -> dict[str, Any]:
+        """Fine-tune, measure on validation and test, write the run folder; return ``metrics.json``."""
+        experiment, config = self.experiment, self.experiment.config
+        parts = experiment.split  # first: it may refuse
+        strategy = experiment.build_strategy(self.base)
+        trackers = experiment.open_folder(self.folder)
+        fitted = self._fit(strategy, parts, trackers)
+        strategy.finish_training()
+        facts = {
+            "kind": "fine-tuned run",
+            "strategy": config.run.strategy,
+            **backbone_facts(config, experiment.dataset),
+            **target_facts(experiment.dataset),
+            "base": None if self.base is None else base_reference(self.base, self.folder),
+        }
+        save_model(self.folder, strategy.trained_state(), facts)
+        started = time.perf_counter()
+        measured = measure(experiment, strategy)
+        seconds = time.perf_counter() - started
+        trainable, total = strategy.num_parameters()
+        metrics = {
+            "strategy": config.run.strategy,
+            "backbone": config.run.backbone,
+            "dataset": experiment.dataset.name,
+            "seed": config.run.seed,
+            "protocol": config.data.split,
+            **measured.metrics,
+            "best_epoch": fitted.best_epoch,
+            "epochs": len(fitted.history),
+            "trainable_parameters": trainable,
+            "total_parameters": total,
+            "seconds": {"pretrain": self._pretrain_seconds(), "finetune": fitted.seconds, "evaluate": seconds},
+            "instances_per_second": fitted.num_instances / fitted.seconds,
+        }
+        measured.write(self.folder)
+        _close_folder(self.folder, metrics, fitted, trackers)
+        return metrics
+
+    def _fit(self, strategy: Strategy, parts: Split, trackers: list[Tracker]) -> Fitted:
+        experiment, config, options = self.experiment, self.experiment.config, self.experiment.config.finetune
+        protocol, cutoff = config.evaluation.protocols[0], config.evaluation.cutoffs[0]
+        evaluator = experiment.evaluator(parts.valid)
+        loop = Loop(
+            strategy,
+            experiment.fabric,
+            "finetune",
+            learning_rate=options.learning_rate,
+            weight_decay=options.weight_decay,
+            epochs=options.epochs,
+            patience=options.patience,
+            monitor=f"mrr@{cutoff}",
+            seed=config.run.seed,
+            checkpoint=self.folder / "last" / "state.safetensors",
+            observe=lambda record: _tell(trackers, "finetune", record),
+            progress=experiment.progress,
+        )
+        batches = TargetBatches(
+            experiment.dataset,
+            parts.train,
+            options.batch_size,
+            config.data.max_length,
+            options.num_negatives,
+            options.batching,
+        )
+
+        def validate() -> dict[str, float]:
+            evaluation = evaluator.evaluate(strategy, experiment.fabric, (protocol,))
+            return evaluation.metrics(config.evaluation.cutoffs)[protocol]
+
+        return loop.fit(batches, validate, resume=experiment.resume)
+
+    def _pretrain_seconds(self) -> float:
+        """Return what pre-training the base took, also where it was reused; 0 without a base."""
+        if self.base is None:
+            return 0.0
+        return json.loads((self.base / "metrics.json").read_text())["seconds"]["pretrain"]
+
+
+def _tell(trackers: list[Tracker], stage: str, record: Mapping[str, float]) -> None:
+    for tracker in trackers:
+        tracker.record(stage, record)
+
+
+def _close_folder(folder: Path, metrics: dict[str, Any], fitted: Fitted, trackers: list[Tracker]) -> None:
+    """Write history and metrics; ``metrics.json`` comes last, so its presence means that the run is finished."""
+    columns = {key: np.array([record[key] for record in fitted.history]) for key in fitted.history[0]}
+    write_table(folder / "history.parquet", columns)
+    write_json(folder / "metrics.json", metrics)
+    for tracker in trackers:
+        tracker.finish(metrics)
