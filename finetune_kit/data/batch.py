@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 class _OnDevice:
-    """Dataclasses of tensors that move as one."""
+    """Dataclasses of tensors that move as one.
+
+    They are not frozen because lightning-fabric, in mixed precision, refuses frozen dataclasses as inputs.
+    """
 
     def to(self, device: torch.device | str) -> Self:
         """Return a copy with every tensor on a device."""
@@ -21,7 +24,7 @@ class _OnDevice:
         return replace(itself, **{field.name: getattr(self, field.name).to(device) for field in fields(itself)})
 
 
-@dataclass(frozen=True)
+@dataclass
 class Batch(_OnDevice):
     """Users and instances of the target domain.
 
@@ -46,7 +49,7 @@ class Batch(_OnDevice):
         return len(self.row)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Windows(_OnDevice):
     """Windows of source sequences, for next-item prediction.
 

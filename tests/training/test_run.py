@@ -136,6 +136,19 @@ def test_one_seed_writes_identical_weights_and_metrics(strategy: str, dataset: D
     assert [path.read_bytes() for path in bases[0]] == [path.read_bytes() for path in bases[1]]
 
 
+@pytest.mark.parametrize("strategy", installed().components("strategy"))
+def test_a_run_in_mixed_precision_is_close_to_one_in_full(strategy: str, dataset: Dataset, tmp_path: Path) -> None:
+    runs = {}
+    for precision in ("32", "bf16-mixed"):
+        made = runner(dataset, strategy, make_fabric("cpu", precision), run={"precision": precision})
+        runs[precision] = whole_run(made, tmp_path / precision)[1]
+    full, mixed = (load_model(runs[precision])[0] for precision in ("32", "bf16-mixed"))
+    assert all(tensor.dtype == torch.float32 for tensor in mixed.values())
+    assert any(not torch.equal(full[name], mixed[name]) for name in full), "nothing was computed in bfloat16"
+    for name in full:
+        torch.testing.assert_close(mixed[name], full[name], atol=0.15, rtol=0.1)
+
+
 def names_in(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
