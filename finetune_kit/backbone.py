@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from finetune_kit.options import Options
-
-Pooling = Literal["last", "mean"]
+from finetune_kit.sections import Pooling
 
 
 @dataclass(frozen=True)

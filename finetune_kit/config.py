@@ -7,56 +7,17 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-from finetune_kit.data.split import Protocol
 from finetune_kit.errors import OptionError, did_you_mean
-from finetune_kit.evaluation.evaluate import EvaluationOptions
 from finetune_kit.options import Options, resolve
 from finetune_kit.plugins import installed
-from finetune_kit.training.finetune import FinetuneOptions
-from finetune_kit.training.pretrain import PretrainOptions
+from finetune_kit.sections import DataOptions, EvaluationOptions, FinetuneOptions, PretrainOptions, RunOptions
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # pyrefly: ignore[missing-import]  (installed on Python 3.10 alone)
-
-
-class DataOptions(Options):
-    """How a dataset is used; a dataset given by name takes its own options in the same section."""
-
-    max_length: int = Field(50, ge=2)
-    """Source events per user that a model sees, the latest; also the length of pre-training windows."""
-    split: Protocol = "instance"
-    """Instances are split (the paper), or users with all their instances (every test user fully cold)."""
-    fraction: float = Field(1.0, gt=0, le=1)
-    """Share of the training instances that is used; validation and test stay whole."""
-    unseen: Literal["keep", "drop", "refuse"] = "keep"
-    """What to do with validation and test instances whose item no training instance has."""
-
-
-class RunOptions(Options):
-    """The section ``run``: what is combined."""
-
-    strategy: str = "finetune-all"
-    """Strategy, by name."""
-    backbone: str = "nextitnet"
-    """Backbone, by name."""
-    data: str = "synthetic"
-    """Dataset folder, or the name of a dataset that prepares itself."""
-    task: str = "items"
-    """What is learned on the target domain: items."""
-    seed: int = Field(0, ge=0)
-    """Seeds everything."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
-    precision: str = "32"
-    """32, bf16-mixed or 16-mixed."""
-    trackers: tuple[str, ...] = ("jsonl",)
-    """Trackers that are told the numbers as they come, by name."""
 
 
 SECTIONS = ("run", "data", "backbone", "pretrain", "finetune", "evaluation", "strategy")

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from finetune_kit.backbone import Backbone, Pooling
+from finetune_kit.backbone import Backbone
 from finetune_kit.data.batch import Batch
 from finetune_kit.options import Options
+from finetune_kit.sections import Pooling
 from finetune_kit.seeding import generator
 from finetune_kit.task import ItemTask
 from finetune_kit.trainable import Trainable

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune_kit import losses
 from finetune_kit.data.batch import Batch
-
-Loss = Literal["bpr", "bce", "sampled-softmax", "softmax"]
+from finetune_kit.sections import Loss
 
 _PAIRED = {"bpr": losses.bpr, "bce": losses.binary_cross_entropy, "sampled-softmax": losses.sampled_softmax}
 

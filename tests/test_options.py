@@ -3,10 +3,10 @@ from typing import Any, Literal
 import pytest
 from pydantic import Field
 
-from finetune_kit.config import DataOptions, EvaluationOptions, FinetuneOptions, PretrainOptions, RunOptions
 from finetune_kit.errors import OptionError
 from finetune_kit.options import Options, describe, parse_assignments, resolve
 from finetune_kit.plugins import KINDS, installed
+from finetune_kit.sections import DataOptions, EvaluationOptions, FinetuneOptions, PretrainOptions, RunOptions
 
 
 class Inner(Options):

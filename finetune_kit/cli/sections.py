@@ -53,15 +53,15 @@ def _list_sections(json: bool) -> None:
 
 
 def _show_section(section: str, json: bool) -> None:
-    from finetune_kit import config
+    from finetune_kit import sections
     from finetune_kit.options import describe
 
     models = {
-        "run": config.RunOptions,
-        "data": config.DataOptions,
-        "pretrain": config.PretrainOptions,
-        "finetune": config.FinetuneOptions,
-        "evaluation": config.EvaluationOptions,
+        "run": sections.RunOptions,
+        "data": sections.DataOptions,
+        "pretrain": sections.PretrainOptions,
+        "finetune": sections.FinetuneOptions,
+        "evaluation": sections.EvaluationOptions,
     }
     rows = describe(models[section])
     if json:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from finetune_kit.data.batch import Batch, Windows
+from finetune_kit.sections import Batching
 
 if TYPE_CHECKING:
     from finetune_kit.data.dataset import Dataset
-
-Batching = Literal["users", "instances"]
 
 
 @dataclass(frozen=True)

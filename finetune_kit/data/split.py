@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from finetune_kit.errors import DataError
+from finetune_kit.sections import Protocol
 from finetune_kit.seeding import derive_seed
-
-Protocol = Literal["instance", "user"]
 
 SHARES = {"train": 0.80, "valid": 0.05, "test": 0.15}
 """Shares of the three parts (UAF paper, section 4.3)."""

@@ -4,41 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from finetune_kit.data.loading import evaluation_batches
 from finetune_kit.evaluation.metrics import rank_metrics
 from finetune_kit.evaluation.ranking import draw_candidates, full_ranks, sampled_ranks
 from finetune_kit.evaluation.references import Scorer
-from finetune_kit.options import Options
+from finetune_kit.sections import EvaluationOptions
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from finetune_kit.data.dataset import Dataset
     from finetune_kit.strategy import Strategy
-
-RankingProtocol = Literal["full", "sampled"]
-
-
-class EvaluationOptions(Options):
-    """How models are measured."""
-
-    protocols: tuple[RankingProtocol, ...] = Field(("full", "sampled"), min_length=1)
-    """Ranking protocols: full ranks all target items but the user's training items, sampled draws some negatives."""
-    cutoffs: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 10, 20), min_length=1)
-    """Cut-offs N of HR@N, MRR@N and NDCG@N; the first one's MRR chooses the best epoch."""
-    num_candidates: int = Field(99, ge=1)
-    """Negatives per instance of the sampled protocol; the authors have 99."""
-    batch_size: int = Field(512, ge=1)
-    """Users scored at once."""
-    references: tuple[Literal["popularity", "user-knn"], ...] = ("popularity",)
-    """Simple rankings measured beside the model; user-knn compares all pairs of users, so it takes a while on many."""
 
 
 @dataclass(frozen=True)

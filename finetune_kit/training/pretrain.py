@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from finetune_kit.backbone import Backbone
 from finetune_kit.data.batch import Windows
 from finetune_kit.errors import DataError
-from finetune_kit.options import Options
 from finetune_kit.seeding import derive_seed, generator
 from finetune_kit.trainable import Trainable
 
@@ -24,27 +22,6 @@ if TYPE_CHECKING:
 
 CHUNK = 1024
 """Positions whose logits exist at once in the exact loss: batch × length × items is never in memory."""
-
-
-class PretrainOptions(Options):
-    """Options of pre-training."""
-
-    epochs: int = Field(30, ge=1)
-    """At most so many passes over the source windows."""
-    batch_size: int = Field(128, ge=1)
-    """Windows per step."""
-    learning_rate: float = Field(1e-3, gt=0)
-    """Of Adam; the paper has 1e-4."""
-    patience: int = Field(2, ge=0)
-    """Stop after so many epochs without a better loss on held-out users; 0 trains all epochs."""
-    valid_share: float = Field(0.05, gt=0, lt=1)
-    """Share of users whose sequences are held out to know when to stop."""
-    windows: Literal["all", "latest"] = "all"
-    """The whole history in windows of data.max_length, or only each user's latest (the paper)."""
-    loss: Literal["softmax", "sampled-softmax"] = "softmax"
-    """Exact over all items, or over items drawn by their frequency, with log-Q correction (large catalogues)."""
-    num_negatives: int = Field(2048, ge=1)
-    """Items drawn per step by loss=sampled-softmax."""
 
 
 class NextItem(Trainable):

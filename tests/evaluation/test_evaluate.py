@@ -5,8 +5,9 @@ import torch
 
 from finetune_kit.data.dataset import Dataset
 from finetune_kit.data.split import split
-from finetune_kit.evaluation.evaluate import EvaluationOptions, Evaluator
+from finetune_kit.evaluation.evaluate import Evaluator
 from finetune_kit.evaluation.ranking import draw_candidates
+from finetune_kit.sections import EvaluationOptions
 from ftkit_datasets.synthetic import Synthetic, SyntheticOptions
 
 

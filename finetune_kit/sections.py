@@ -1,0 +1,111 @@
+"""The sections of a configuration that do not depend on a plugin: one options model each.
+
+Nothing here imports torch, so that ``ftkit options`` answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from finetune_kit.options import Options
+
+Protocol = Literal["instance", "user"]
+RankingProtocol = Literal["full", "sampled"]
+Batching = Literal["users", "instances"]
+Pooling = Literal["last", "mean"]
+Loss = Literal["bpr", "bce", "sampled-softmax", "softmax"]
+
+
+class RunOptions(Options):
+    """The section ``run``: what is combined."""
+
+    strategy: str = "finetune-all"
+    """Strategy, by name."""
+    backbone: str = "nextitnet"
+    """Backbone, by name."""
+    data: str = "synthetic"
+    """Dataset folder, or the name of a dataset that prepares itself."""
+    task: str = "items"
+    """What is learned on the target domain: items."""
+    seed: int = Field(0, ge=0)
+    """Seeds everything."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    precision: str = "32"
+    """32, bf16-mixed or 16-mixed."""
+    trackers: tuple[str, ...] = ("jsonl",)
+    """Trackers that are told the numbers as they come, by name."""
+
+
+class DataOptions(Options):
+    """How a dataset is used; a dataset given by name takes its own options in the same section."""
+
+    max_length: int = Field(50, ge=2)
+    """Source events per user that a model sees, the latest; also the length of pre-training windows."""
+    split: Protocol = "instance"
+    """Instances are split (the paper), or users with all their instances (every test user fully cold)."""
+    fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the training instances that is used; validation and test stay whole."""
+    unseen: Literal["keep", "drop", "refuse"] = "keep"
+    """What to do with validation and test instances whose item no training instance has."""
+
+
+class PretrainOptions(Options):
+    """Options of pre-training."""
+
+    epochs: int = Field(30, ge=1)
+    """At most so many passes over the source windows."""
+    batch_size: int = Field(128, ge=1)
+    """Windows per step."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Of Adam; the paper has 1e-4."""
+    patience: int = Field(2, ge=0)
+    """Stop after so many epochs without a better loss on held-out users; 0 trains all epochs."""
+    valid_share: float = Field(0.05, gt=0, lt=1)
+    """Share of users whose sequences are held out to know when to stop."""
+    windows: Literal["all", "latest"] = "all"
+    """The whole history in windows of data.max_length, or only each user's latest (the paper)."""
+    loss: Literal["softmax", "sampled-softmax"] = "softmax"
+    """Exact over all items, or over items drawn by their frequency, with log-Q correction (large catalogues)."""
+    num_negatives: int = Field(2048, ge=1)
+    """Items drawn per step by loss=sampled-softmax."""
+
+
+class FinetuneOptions(Options):
+    """Options of fine-tuning."""
+
+    epochs: int = Field(100, ge=1)
+    """At most so many passes over the training instances."""
+    batch_size: int = Field(256, ge=1)
+    """Instances per step."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Of Adam; the paper has 1e-4."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Of Adam (L2)."""
+    patience: int = Field(10, ge=0)
+    """Stop after so many epochs without a better validation MRR; 0 trains all epochs."""
+    loss: Loss = "bpr"
+    """bpr (the paper), bce (the authors' code), sampled-softmax over the drawn negatives, or softmax over all items."""
+    num_negatives: int = Field(1, ge=1)
+    """Negatives drawn per instance; loss=softmax takes all items instead."""
+    batching: Batching = "users"
+    """Batches of instances at random (the paper), or of users with all theirs: a user is then encoded once an epoch."""
+    pooling: Pooling = "last"
+    """The user vector: the last position (the paper) or the mean over positions (the authors' code)."""
+
+
+class EvaluationOptions(Options):
+    """How models are measured."""
+
+    protocols: tuple[RankingProtocol, ...] = Field(("full", "sampled"), min_length=1)
+    """Ranking protocols: full ranks all target items but the user's training items, sampled draws some negatives."""
+    cutoffs: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 10, 20), min_length=1)
+    """Cut-offs N of HR@N, MRR@N and NDCG@N. Whatever they are, MRR@5 on validation chooses the best epoch."""
+    num_candidates: int = Field(99, ge=1)
+    """Negatives per instance of the sampled protocol; the authors have 99."""
+    batch_size: int = Field(512, ge=1)
+    """Users scored at once."""
+    references: tuple[Literal["popularity", "user-knn"], ...] = ("popularity",)
+    """Simple rankings measured beside the model; user-knn compares all pairs of users, so it takes a while on many."""
