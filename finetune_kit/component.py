@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -27,6 +30,11 @@ class Component:
     target: str
     preset: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
+    def code_hash(self) -> str:
+        """Return a hash of the file that the class stands in, for caches of what the class makes."""
+        path = inspect.getsourcefile(self.load())
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else "no source"
+
     def load(self) -> Any:
         """Return the class behind ``target``.
 
@@ -36,5 +44,5 @@ class Component:
         module, _, attribute = self.target.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # a third party's module may raise anything
             raise PluginError(f"{self.name!r} can't be used: loading {self.target} failed: {error}") from error

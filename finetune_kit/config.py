@@ -108,6 +108,8 @@ def _split_data_section(values: Mapping[str, Any], data: str) -> tuple[DataOptio
                 raise OptionError(
                     f"no option data.{key}.{did_you_mean(key, known)} Options of data: {', '.join(known)}"
                 )
+        typed = resolve(readers[data].load().Options, {**readers[data].preset, **reader}, "data")
+        reader = {key: value for key, value in typed.model_dump(mode="json").items() if key in reader}
     return resolve(DataOptions, own, "data"), reader
 
 

@@ -55,7 +55,7 @@ class Strategy(Trainable):
     needs_pretrained: ClassVar[bool] = True
     """Whether it starts from a pre-trained backbone; if not, it is given a freshly initialised one."""
     needs_source_batches: ClassVar[bool] = False
-    """Whether its training step also wants source sequences."""
+    """Whether its training step also wants source sequences; refused until the trainer can give them."""
     is_deterministic: ClassVar[bool] = True
     """Whether evaluating twice gives the same numbers."""
 
@@ -102,7 +102,10 @@ class Strategy(Trainable):
 
     @property
     def frozen_stages(self) -> int:
-        """How many leading stages stay frozen for all users: 0 none, 1 the embedding, k + 2 up to block k."""
+        """How many leading stages stay frozen for all users: 0 none, 1 the embedding, k + 2 up to block k.
+
+        For whoever wants to compute their output once per user; `ftkit` itself does not yet.
+        """
         blocks = {id(parameter) for parameter in self.backbone.blocks.parameters()}
         outside = [parameter for parameter in self.backbone.parameters() if id(parameter) not in blocks]
         parts = [outside, *(list(block.parameters()) for block in self.backbone.blocks)]

@@ -68,7 +68,7 @@ def test_a_resolved_configuration_resolves_to_itself_through_toml(tmp_path):
     assert again.tables().keys() == config.tables().keys()
     assert again.strategy == config.strategy
     assert again.finetune == config.finetune
-    assert again.reader == {"users": "100"}
+    assert again.reader == {"users": 100}
 
 
 def test_a_component_s_preset_can_be_overridden():
@@ -79,8 +79,8 @@ def test_a_component_s_preset_can_be_overridden():
 def test_the_data_section_is_split_between_use_and_reader():
     config = resolve_config({"data": {"users": "50", "fraction": "0.5"}})
     assert config.data.fraction == 0.5
-    assert config.reader == {"users": "50"}
-    assert config.tables()["data"]["users"] == "50"
+    assert config.reader == {"users": 50}
+    assert config.tables()["data"]["users"] == 50
 
 
 def test_a_folder_takes_no_reader_s_options(tmp_path):

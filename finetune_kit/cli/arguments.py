@@ -115,7 +115,7 @@ def run_folder(config: Config, dataset: str, output: Path | None, *, resume: boo
         if output.exists() and not output.is_dir():
             raise OptionError(f"--output {str(output)!r} is a file; name a folder")
         if output.is_dir() and any(output.iterdir()):
-            _make_room(output, resume=resume, overwrite=overwrite)
+            _refuse_to_lose(output, resume=resume, overwrite=overwrite)
         return output
     stem = Path("runs") / f"{config.run.strategy}-{dataset}-s{config.run.seed}-{_digest(config)}"
     taken = [stem, *(stem.with_name(f"{stem.name}-{n}") for n in range(2, 10_000))]
@@ -123,16 +123,25 @@ def run_folder(config: Config, dataset: str, output: Path | None, *, resume: boo
     return taken[free - 1] if resume and free else taken[free]
 
 
-def _make_room(output: Path, *, resume: bool, overwrite: bool) -> None:
+def clear(folder: Path) -> None:
+    """Remove what stands in a run's folder: for --overwrite, once nothing else can be wrong any more."""
     import shutil
+
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _refuse_to_lose(output: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raise unless what stands in the folder is to be gone on with, or is a run that is to be replaced."""
+    from finetune_kit.config import RECORDED, read_toml
 
     if resume:
         return
-    is_run = (output / "config.toml").exists()
+    config = output / "config.toml"
+    is_run = config.exists() and read_toml(config).keys() >= {"run", *RECORDED}  # nobody else writes these
     if not overwrite or not is_run:
         advice = "--resume goes on with it, --overwrite replaces it" if is_run else "it is no run; name another folder"
         raise OptionError(f"--output {str(output)!r} is not empty: {advice}")
-    shutil.rmtree(output)
 
 
 def _digest(config: Config) -> str:

@@ -71,14 +71,19 @@ def main() -> None:
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except BrokenPipeError:
-        code = 0
+    except OSError as error:  # a full disk, a folder that can't be written
+        if _STATE["traceback"]:
+            raise
+        print(f"ftkit: {error.filename or 'reading or writing'}: {error.strerror}", file=sys.stderr)
+        code = 2
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
         code = _explain_usage(error)
     if code == INTERRUPTED:
-        print("ftkit: interrupted; the same command with --resume goes on", file=sys.stderr)
+        can_resume = sys.argv[1:2] and sys.argv[1] in ("run", "pretrain", "finetune")
+        advice = "; the same command with --resume goes on" if can_resume else ""
+        print(f"ftkit: interrupted{advice}", file=sys.stderr)
     sys.exit(code)
 
 

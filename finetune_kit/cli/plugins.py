@@ -22,6 +22,8 @@ def plugins() -> None:
 @app.command("list")
 def list_plugins(json: Json = False) -> None:
     """Show name, distribution, version, hooks and failure of every installed plugin."""
+    from rich.markup import escape
+
     from finetune_kit.plugins import installed
 
     loaded = installed().loaded
@@ -30,7 +32,7 @@ def list_plugins(json: Json = False) -> None:
         return
     shown = table("", "plugin", "distribution", "version", "hooks")
     for plugin in loaded:
-        hooks = ", ".join(plugin.hooks) if not plugin.failure else f"[red]disabled:[/] {plugin.failure}"
+        hooks = ", ".join(plugin.hooks) if not plugin.failure else f"[red]disabled:[/] {escape(plugin.failure)}"
         shown.add_row(plugin.name, plugin.distribution, plugin.version, hooks)
     stdout().print(shown)
 

@@ -7,14 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from finetune_kit.cli.output import print_json, stdout, table, warn
+from finetune_kit.errors import CheckpointError
 
 MAX_COLUMNS = 5
 """Metric columns that fit beside the names in 80 characters."""
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """Return ``metrics.json`` of a finished run."""
-    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    """Return ``metrics.json`` of a finished run.
+
+    Raises:
+        CheckpointError: When the run is not finished.
+    """
+    path = folder / "metrics.json"
+    if not path.exists():
+        raise CheckpointError(f"{str(folder)!r} is not finished: there is no {path.name}; go on with it by --resume")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def print_result(folder: Path, as_json: bool) -> None:
@@ -38,7 +46,7 @@ def print_result(folder: Path, as_json: bool) -> None:
         f"seconds: pre-training {seconds['pretrain']:.1f}, fine-tuning {seconds['finetune']:.1f}, "
         f"evaluation {seconds['evaluate']:.1f}"
     )
-    console.print(f"[bold]{folder}[/]")
+    console.print(str(folder), style="bold", markup=False)
 
 
 def metrics_table(metrics: dict[str, Any]) -> Any:

@@ -67,6 +67,9 @@ def run(
             _print_plan(runner, None, json)
             return
         folder = arg.run_folder(runner.config, runner.dataset.name, output, resume=resume, overwrite=overwrite)
+        runner.refuse_early()
+        if overwrite and not resume:
+            arg.clear(folder)
         if not _is_finished(folder, runner, resume):
             base = runner.pretrain(folder.parent / "pretrained") if _needs_base(runner) else None
             runner.finetune(folder, base)
@@ -107,7 +110,8 @@ def pretrain(
         stdout().print(
             f"{folder}\nheld-out loss {metrics['valid_loss']:.4f} nats per item, "
             f"epoch {metrics['best_epoch']} of {metrics['epochs']}, "
-            f"{metrics['total_parameters']:,} parameters, {metrics['seconds']['pretrain']:.0f} s"
+            f"{metrics['total_parameters']:,} parameters, {metrics['seconds']['pretrain']:.0f} s",
+            markup=False,
         )
 
 
@@ -145,6 +149,9 @@ def finetune(
     }
     sections = arg.read_sections(config, set_, flags)
     origin = read_toml(from_ / "config.toml")
+    for option, value in sections.get("pretrain", {}).items():
+        if str(value) != str(origin["pretrain"].get(option)):
+            raise OptionError(f"pretrain.{option} has no effect: --from is pre-trained already; see `ftkit pretrain`")
     for name in ("backbone", "pretrain", "data"):
         sections[name] = {**origin[name], **sections.get(name, {})}
     sections["run"] = {
@@ -157,7 +164,12 @@ def finetune(
         if dry_run:
             _print_plan(runner, base, json)
             return
+        if output is not None and output.resolve() in {path.resolve() for path in (from_, base) if path}:
+            raise OptionError(f"--output {str(output)!r} is what --from starts from; name another folder")
         folder = arg.run_folder(runner.config, runner.dataset.name, output, resume=resume, overwrite=overwrite)
+        runner.refuse_early()
+        if overwrite and not resume:
+            arg.clear(folder)
         if not _is_finished(folder, runner, resume):
             runner.finetune(folder, base)
         print_result(folder, json)

@@ -41,7 +41,7 @@ def resolve_dataset(text: str, options: Mapping[str, Any], cache: Path | None = 
         names = ", ".join(repr(name) for name in readers) or "none"
         guess = did_you_mean(text, readers)
         raise DataError(f"no dataset folder at {text!r}, and no dataset of that name.{guess} Datasets: {names}")
-    return _prepared(make_reader(readers[text], options), text, cache or cache_folder())
+    return _prepared(readers[text], make_reader(readers[text], options), cache or cache_folder())
 
 
 def make_reader(component: Component, values: Mapping[str, Any]) -> DatasetReader:
@@ -70,8 +70,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ftkit"
 
 
-def _prepared(reader: DatasetReader, name: str, cache: Path) -> Path:
-    folder = cache / "datasets" / _key(reader) / name
+def _prepared(component: Component, reader: DatasetReader, cache: Path) -> Path:
+    folder = cache / "datasets" / _key(component, reader) / component.name
     if is_dataset(folder):
         return folder
     try:
@@ -82,13 +82,22 @@ def _prepared(reader: DatasetReader, name: str, cache: Path) -> Path:
     return folder
 
 
-def _key(reader: DatasetReader) -> str:
-    """Return a hash of what the prepared folder depends on: options, files they name, versions."""
+def _key(component: Component, reader: DatasetReader) -> str:
+    """Return a hash of what the prepared folder depends on: options, files they name, the reader's code, versions."""
     options = reader.options.model_dump(mode="json")
     files = {}
     for value in options.values():
-        if isinstance(value, str) and Path(value).is_file():
-            stat = Path(value).stat()
-            files[value] = (stat.st_size, stat.st_mtime_ns)
-    text = json.dumps([options, files, FORMAT_VERSION, version("finetune-kit")], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+        for path in _files(value) if isinstance(value, str) else ():
+            stat = path.stat()
+            files[str(path.resolve())] = (stat.st_size, stat.st_mtime_ns)
+    decides = [options, files, FORMAT_VERSION, version("finetune-kit"), component.code_hash()]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _files(text: str) -> list[Path]:
+    """Return the files that an option's text may name: a file, those below a folder, or those of a pattern."""
+    path = Path(text).expanduser()
+    if not path.exists():
+        anchor = Path(path.anchor or ".")
+        return sorted(found for found in anchor.glob(str(path.relative_to(path.anchor))) if found.is_file())
+    return [path] if path.is_file() else sorted(found for found in path.rglob("*") if found.is_file())

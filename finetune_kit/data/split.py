@@ -16,15 +16,18 @@ SHARES = {"train": 0.80, "valid": 0.05, "test": 0.15}
 
 @dataclass(frozen=True)
 class Split:
-    """Indices of target instances, ascending, disjoint.
+    """Indices of target instances, ascending, disjoint but for ``train`` and ``known``.
 
     Args:
         train: ``(n,)`` int64, instances that train.
+        known: The whole training part, of which ``train`` may be a fraction; full ranking leaves its items out, so
+            that numbers at different fractions compare.
         valid: Instances that choose the best epoch and hyper-parameters.
         test: Instances that are measured on, once, at the end.
     """
 
     train: np.ndarray
+    known: np.ndarray
     valid: np.ndarray
     test: np.ndarray
 
@@ -50,6 +53,7 @@ def split(user: np.ndarray, protocol: Protocol, seed: int, fraction: float = 1.0
     kept = round(train_end * fraction)
     parts = Split(
         train=np.flatnonzero(place < kept),
+        known=np.flatnonzero(place < train_end),
         valid=np.flatnonzero((place >= train_end) & (place < valid_end)),
         test=np.flatnonzero(place >= valid_end),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,7 +54,7 @@ class Evaluator:
     Args:
         dataset: The dataset.
         instances: Indices of the instances to evaluate, ``(n,)``.
-        train: Indices of the training instances; their items are known and left out of full ranking.
+        known: Indices of the training instances; their items are left out of full ranking.
         options: How to measure.
         max_length: Length that source sequences are padded or cut to.
         seed: Seed of the sampled candidates.
@@ -61,23 +62,25 @@ class Evaluator:
 
     dataset: Dataset
     instances: np.ndarray
-    train: np.ndarray
+    known: np.ndarray
     options: EvaluationOptions
     max_length: int
     seed: int
-    _candidates: np.ndarray = field(init=False, repr=False)
     _known_item: np.ndarray = field(init=False, repr=False)
     _known_user: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Order the instances by user, draw the candidates and lay out the known items."""
+        """Order the instances by user and lay out the known items."""
         target = self.dataset.target
         self.instances = np.sort(self.instances)
-        self._candidates = draw_candidates(
-            target.item[self.instances], self.dataset.num_target_items, self.options.num_candidates, self.seed
-        )
-        order = self.train[np.argsort(target.user[self.train], kind="stable")]
+        order = self.known[np.argsort(target.user[self.known], kind="stable")]
         self._known_user, self._known_item = target.user[order], target.item[order]
+
+    @cached_property
+    def _candidates(self) -> np.ndarray:
+        """Candidates of the sampled protocol, ``(instances, candidates)``."""
+        positive = self.dataset.target.item[self.instances]
+        return draw_candidates(positive, self.dataset.num_target_items, self.options.num_candidates, self.seed)
 
     def of(self, instances: np.ndarray) -> Evaluator:
         """Return an evaluator like this one on other instances."""

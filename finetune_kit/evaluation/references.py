@@ -27,15 +27,15 @@ def popularity(dataset: Dataset, train: np.ndarray) -> Scorer:
 def user_knn(dataset: Dataset, train: np.ndarray, num_neighbours: int = 100) -> Scorer:
     """Return a scorer by the training items of the users whose source histories are most alike.
 
-    Similarity is the cosine between the sets of source items; score(u, y) = Σ sim(u, v) over the
-    ``num_neighbours`` most similar users v ≠ u that have y in training.
+    Similarity is the cosine between the sets of source items; score(u, y) = Σ sim(u, v) over those users v that have
+    y in training among the ``num_neighbours`` most similar users v ≠ u with any training item.
     """
     history: Any = _unit_rows(dataset)  # scipy's types don't know that indexing rows gives a matrix
     user, item = dataset.target.user[train] - 1, dataset.target.item[train] - 1
     has = np.unique(user)
     shape = (dataset.num_users, dataset.num_target_items)
     likes: Any = sparse.csr_matrix((np.ones(len(train), np.float32), (user, item)), shape)
-    likes = likes[has].toarray()  # (users with training items, num_target_items)
+    likes = likes[has]  # (users with training items, num_target_items)
     neighbours = history[has].T.tocsc()
 
     def scores(wanted: np.ndarray) -> Tensor:
@@ -45,7 +45,8 @@ def user_knn(dataset: Dataset, train: np.ndarray, num_neighbours: int = 100) -> 
         nearest = np.argpartition(-similarity, keep - 1, axis=1)[:, :keep]
         weights = np.zeros_like(similarity)
         np.put_along_axis(weights, nearest, np.take_along_axis(similarity, nearest, axis=1), axis=1)
-        return torch.from_numpy(np.asarray(sparse.csr_matrix(weights) @ likes, dtype=np.float32))
+        votes: Any = sparse.csr_matrix(weights) @ likes
+        return torch.from_numpy(votes.toarray().astype(np.float32, copy=False))
 
     return scores
 

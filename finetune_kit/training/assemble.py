@@ -12,7 +12,7 @@ from torch import Tensor
 from finetune_kit.backbone import Backbone
 from finetune_kit.checkpoint import load_model, read_facts, refuse_other
 from finetune_kit.config import Config, read_toml, resolve_config
-from finetune_kit.errors import CheckpointError
+from finetune_kit.errors import CheckpointError, PluginError
 from finetune_kit.plugins import installed
 from finetune_kit.seeding import seeded
 from finetune_kit.strategy import Strategy
@@ -37,6 +37,8 @@ def build_strategy(
     if base is not None:
         backbone.load_state_dict(base)
     strategy = installed().component("strategy", config.run.strategy).load()
+    if strategy.needs_source_batches:
+        raise PluginError(f"{config.run.strategy!r} needs source batches in fine-tuning, which ftkit does not give yet")
     with seeded(config.run.seed, "strategy"):
         task = ItemTask(backbone.dim, num_target_items, config.finetune.loss)
         return strategy(backbone, task, config.strategy, pooling=config.finetune.pooling, seed=config.run.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +50,10 @@ class Experiment:
             DataError: When there are such instances and ``data.unseen`` is ``refuse``.
         """
         options, target = self.config.data, self.dataset.target
+        if not len(target.user):
+            raise DataError(f"{self.dataset.path} has no target events, only labels, which nothing here learns yet")
+        if self.dataset.num_target_items < 2:
+            raise DataError(f"{self.dataset.path} has one target item; ranking needs at least two")
         parts = split(target.user, options.split, self.config.run.seed, options.fraction)
         unseen = {name: unseen_in_training(target.item, parts, getattr(parts, name)) for name in ("valid", "test")}
         counts = " and ".join(f"{mask.sum()} of {len(mask)} {name} instances" for name, mask in unseen.items())
@@ -68,7 +73,7 @@ class Experiment:
                 raise DataError(
                     f"data.unseen=drop leaves no {name} instance: {counts} have an item unseen in training; use keep"
                 )
-        return Split(parts.train, parts.valid[~unseen["valid"]], parts.test[~unseen["test"]])
+        return Split(parts.train, parts.known, parts.valid[~unseen["valid"]], parts.test[~unseen["test"]])
 
     def build_strategy(self, base: Path | None) -> Strategy:
         """Return the strategy, on the CPU, over a pre-trained base."""
@@ -79,13 +84,13 @@ class Experiment:
         """Return what measures on given instances."""
         config = self.config
         return Evaluator(
-            self.dataset, instances, self.split.train, config.evaluation, config.data.max_length, config.run.seed
+            self.dataset, instances, self.split.known, config.evaluation, config.data.max_length, config.run.seed
         )
 
-    def open_folder(self, folder: Path) -> list[Tracker]:
-        """Make a run folder, write its configuration, start its trackers."""
+    def open_folder(self, folder: Path, sections: Iterable[str]) -> list[Tracker]:
+        """Make a run folder, write the sections of the configuration that decide it, start its trackers."""
         folder.mkdir(parents=True, exist_ok=True)
-        tables = self.config.tables()
+        tables = {name: table for name, table in self.config.tables().items() if name in sections}
         tables["files"] = {"dataset": str(self.dataset.path.resolve()), "dataset_fingerprint": self.dataset.fingerprint}
         write_text(folder / "config.toml", to_toml({**tables, "versions": versions(), "git": git_state()}))
         trackers = [installed().component("tracker", name).load()(folder) for name in self.config.run.trackers]

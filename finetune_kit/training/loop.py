@@ -39,13 +39,15 @@ class Fitted:
     Args:
         history: One record per epoch: ``epoch``, ``train_loss``, what was evaluated, ``seconds``.
         best_epoch: The epoch whose weights were kept, from 1.
-        seconds: Time spent training, evaluation for early stopping included.
+        seconds: Time spent, evaluation for early stopping included.
+        training_seconds: Time spent in training steps alone.
         num_instances: Instances trained on, over all epochs.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
     seconds: float = 0.0
+    training_seconds: float = 0.0
     num_instances: int = 0
 
 
@@ -65,6 +67,7 @@ class Loop:
         lower_is_better: For losses.
         seed: Seeds shuffling and negatives.
         checkpoint: File to keep for going on after a crash, or None.
+        bound_to: What the checkpoint belongs to, e.g. the dataset's fingerprint; it goes on with nothing else.
         observe: Called with each epoch's record.
         progress: Who is told.
     """
@@ -80,6 +83,7 @@ class Loop:
     lower_is_better: bool = False
     seed: int = 0
     checkpoint: Path | None = None
+    bound_to: Mapping[str, str] = field(default_factory=dict)
     observe: Callable[[Mapping[str, float]], None] = lambda record: None
     progress: Progress = field(default_factory=Progress)
 
@@ -108,6 +112,7 @@ class Loop:
                     break
                 started = time.perf_counter()
                 train_loss = self._train_epoch(module, optimizer, batches, epoch, fitted, advance)
+                fitted.training_seconds += time.perf_counter() - started
                 values = evaluate()
                 seconds = time.perf_counter() - started
                 fitted.seconds += seconds
@@ -168,7 +173,8 @@ class Loop:
         tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
         for index, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"adam/{index}/{name}": torch.as_tensor(moment) for name, moment in moments.items()}
-        write_tensors(self.checkpoint, tensors, {"fitted": json.dumps(vars(fitted))})
+        about = {"fitted": vars(fitted), "bound_to": dict(self.bound_to), "scaler": self._precision.state_dict()}
+        write_tensors(self.checkpoint, tensors, {name: json.dumps(value) for name, value in about.items()})
 
     def _load(self, optimizer: torch.optim.Optimizer) -> tuple[Fitted, dict[str, Tensor]]:
         """Load what `_save` wrote into module and optimizer; return the history and the best weights."""
@@ -176,16 +182,26 @@ class Loop:
         parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "adam": {}}
         try:
             with safe_open(str(self.checkpoint), framework="pt") as file:
-                fitted = Fitted(**json.loads(file.metadata()["fitted"]))
+                about = {name: json.loads(text) for name, text in file.metadata().items()}
                 for key in file.keys():  # noqa: SIM118  (not a mapping)
                     part, _, name = key.partition("/")
                     parts[part][name] = file.get_tensor(key)
         except Exception as error:
             raise CheckpointError(f"{self.checkpoint} can't be read: {error}; delete it to start over") from error
+        if about["bound_to"] != dict(self.bound_to):
+            raise CheckpointError(
+                f"{self.checkpoint} belongs to {about['bound_to']}, not to {dict(self.bound_to)}; "
+                "delete it to start over"
+            )
+        self._precision.load_state_dict(about["scaler"])  # the loss scale of 16-mixed; nothing in other precisions
         self.module.load_trained_state(parts["now"])
         moments: dict[int, dict[str, Tensor]] = {}
         for key, tensor in parts["adam"].items():
             index, _, name = key.partition("/")
             moments.setdefault(int(index), {})[name] = tensor
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-        return fitted, parts["best"]
+        return Fitted(**about["fitted"]), parts["best"]
+
+    @property
+    def _precision(self) -> Any:
+        return self.fabric.strategy.precision

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_kit import __version__
+from finetune_kit.plugins import installed
 from finetune_kit.training.assemble import backbone_facts
 from finetune_kit.training.experiment import Experiment
 from finetune_kit.training.stages import Finetuning, Pretraining
@@ -17,6 +18,11 @@ from finetune_kit.training.stages import Finetuning, Pretraining
 @dataclass
 class Runner(Experiment):
     """Carries an experiment through; its arguments are those of `Experiment`."""
+
+    def refuse_early(self) -> None:
+        """Raise now what would otherwise be raised after pre-training: a split or a strategy that can't be made."""
+        _ = self.split
+        self.build_strategy(None)
 
     def pretrain(self, root: Path) -> Path:
         """Return the folder of the pre-trained backbone below ``root``; it is made only if it is not there yet."""
@@ -42,6 +48,7 @@ class Runner(Experiment):
             "precision": self.config.run.precision,
             "seed": self.config.run.seed,
             "version": __version__,
+            "code": installed().component("backbone", self.config.run.backbone).code_hash(),
             **backbone_facts(self.config, self.dataset),
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

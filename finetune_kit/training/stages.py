@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune_kit.checkpoint import base_reference, save_model
+from finetune_kit.checkpoint import base_reference, read_facts, save_model
+from finetune_kit.config import SECTIONS
 from finetune_kit.data.loading import SourceWindows, TargetBatches
 from finetune_kit.data.split import Split
 from finetune_kit.files import write_json, write_table
@@ -37,7 +38,7 @@ class Pretraining:
         """Pre-train the backbone and write its folder."""
         experiment, config, dataset = self.experiment, self.experiment.config, self.experiment.dataset
         options, seed = config.pretrain, config.run.seed
-        trackers = experiment.open_folder(self.folder)
+        trackers = experiment.open_folder(self.folder, ("run", "data", "backbone", "pretrain"))
         held_out = hold_out(dataset, options.valid_share, seed)
         latest = options.windows == "latest"
         size, length = options.batch_size, config.data.max_length
@@ -55,6 +56,7 @@ class Pretraining:
             lower_is_better=True,
             seed=seed,
             checkpoint=self.folder / "last" / "state.safetensors",
+            bound_to={"dataset": dataset.fingerprint},
             observe=lambda record: _tell(trackers, "pretrain", record),
             progress=experiment.progress,
         )
@@ -113,7 +115,7 @@ class Finetuning:
         experiment, config = self.experiment, self.experiment.config
         parts = experiment.split  # first: it may refuse
         strategy = experiment.build_strategy(self.base)
-        trackers = experiment.open_folder(self.folder)
+        trackers = experiment.open_folder(self.folder, SECTIONS)
         fitted = self._fit(strategy, parts, trackers)
         strategy.finish_training()
         facts = {
@@ -140,7 +142,7 @@ class Finetuning:
             "trainable_parameters": trainable,
             "total_parameters": total,
             "seconds": {"pretrain": self._pretrain_seconds(), "finetune": fitted.seconds, "evaluate": seconds},
-            "instances_per_second": fitted.num_instances / fitted.seconds,
+            "instances_per_second": fitted.num_instances / fitted.training_seconds,
         }
         measured.write(self.folder)
         _close_folder(self.folder, metrics, fitted, trackers)
@@ -148,7 +150,8 @@ class Finetuning:
 
     def _fit(self, strategy: Strategy, parts: Split, trackers: list[Tracker]) -> Fitted:
         experiment, config, options = self.experiment, self.experiment.config, self.experiment.config.finetune
-        protocol, cutoff = config.evaluation.protocols[0], config.evaluation.cutoffs[0]
+        protocol = config.evaluation.protocols[0]
+        cutoffs = tuple(dict.fromkeys((5, *config.evaluation.cutoffs)))  # MRR@5 decides, as in the paper
         evaluator = experiment.evaluator(parts.valid)
         loop = Loop(
             strategy,
@@ -158,9 +161,13 @@ class Finetuning:
             weight_decay=options.weight_decay,
             epochs=options.epochs,
             patience=options.patience,
-            monitor=f"mrr@{cutoff}",
+            monitor="mrr@5",
             seed=config.run.seed,
             checkpoint=self.folder / "last" / "state.safetensors",
+            bound_to={
+                "dataset": experiment.dataset.fingerprint,
+                "base": "none" if self.base is None else read_facts(self.base)["hash"],
+            },
             observe=lambda record: _tell(trackers, "finetune", record),
             progress=experiment.progress,
         )
@@ -175,7 +182,7 @@ class Finetuning:
 
         def validate() -> dict[str, float]:
             evaluation = evaluator.evaluate(strategy, experiment.fabric, (protocol,))
-            return evaluation.metrics(config.evaluation.cutoffs)[protocol]
+            return evaluation.metrics(cutoffs)[protocol]
 
         return loop.fit(batches, validate, resume=experiment.resume)
 

@@ -35,7 +35,7 @@ class NextItNetOptions(Options):
     """Width of item embeddings and hidden states; the paper has 128."""
     num_blocks: int = Field(4, ge=1)
     """Residual blocks, two convolutions each; the paper has 8."""
-    dilations: tuple[Annotated[int, Field(ge=1)], ...] = (1, 4)
+    dilations: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 4), min_length=1)
     """Dilation d of each block's first convolution (the second has 2d), repeated over the blocks."""
     kernel_size: int = Field(3, ge=1)
     """Positions that one convolution sees."""

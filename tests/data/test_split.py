@@ -93,7 +93,7 @@ def test_a_fraction_that_leaves_no_training_instance_is_refused() -> None:
 
 
 def test_unseen_items_are_those_that_no_training_instance_has() -> None:
-    parts = Split(train=np.array([0, 1]), valid=np.array([2]), test=np.array([3, 4]))
+    parts = Split(train=np.array([0, 1]), known=np.array([0, 1]), valid=np.array([2]), test=np.array([3, 4]))
     item = np.array([1, 2, 3, 2, 3])
     assert unseen_in_training(item, parts, parts.valid).tolist() == [True]
     assert unseen_in_training(item, parts, parts.test).tolist() == [False, True]
