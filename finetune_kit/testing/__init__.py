@@ -1,6 +1,6 @@
 """For authors of plugins: the promises of strategies, backbones and policies, as tests to inherit.
 
-Needs pytest and hypothesis (``pip install finetune-kit[dev]``). A strategy's whole contract::
+Needs pytest and hypothesis (``pip install finetune-kit[testing]``). A strategy's whole contract::
 
     from finetune_kit.testing import StrategyContract
 

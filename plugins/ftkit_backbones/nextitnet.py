@@ -13,7 +13,8 @@ WSDM 2019, https://arxiv.org/abs/1808.05163. The equations are those of the UAF 
 | ψ_1, ψ_2 | ``blocks[l − 1].conv1``, ``.conv2`` | (dim, dim, kernel_size) |
 
 Differences from the authors' code: padding is masked, so that more padding changes nothing (there, item 0 has a
-learned embedding that runs through the convolutions; ``mask_padding=false``).
+learned embedding that runs through the convolutions; ``mask_padding=false``). Item embeddings start from N(0, 0.02²)
+as there, convolutions from PyTorch's default. Sizes default to half of the paper's (``docs/method.md``).
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ in what they start from and in what trains:
 | ``finetune-last`` | yes | head and the last n residual blocks |
 | ``finetune-all`` | yes | everything |
 
-Differences from the paper: none known; where the paper says "softmax layer" it means the head of Eq. 7.
+Differences from the paper: where it says "softmax layer" it means the head of Eq. 7. Sizes, learning rate and the
+making of batches are options whose defaults are smaller than the paper's: ``docs/method.md`` has them all.
 """
 
 from __future__ import annotations

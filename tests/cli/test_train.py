@@ -299,3 +299,40 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_nothing_had_happened(ftkit, m
         key: whole[key] for key in whole.keys() - timeless
     }
     assert Path("two/halves/model.safetensors").read_bytes() == Path("one/whole/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("option", ["run.seed=1", "data.split=user", "data.fraction=0.5", "strategy.temperature=1"])
+def test_evaluate_refuses_what_would_mix_training_and_test(ftkit, option):
+    ftkit(*HARD, "--output", "out")
+    done = ftkit("evaluate", "out", "--set", option)
+    assert done.code == 2
+    assert done.err.startswith(f"ftkit: {option.partition('=')[0]} decided the run's training")
+
+
+def test_evaluate_refuses_another_dataset_naming_both_fingerprints(ftkit):
+    ftkit(*HARD, "--output", "out")
+    ftkit("data", "prepare", "synthetic", "--users", "70", "--output", "other")
+    done = ftkit("evaluate", "out", "--data", "other")
+    assert done.code == 2
+    assert "was trained on the dataset with fingerprint" in done.err
+
+
+def test_a_strategy_s_mistake_is_found_before_pretraining_and_loses_nothing(ftkit):
+    ftkit(*HARD, "--output", "out")
+    before = Path("out/metrics.json").read_bytes()
+    arguments = (
+        "--strategy",
+        "finetune-last",
+        "--set",
+        "strategy.n=9",
+        "--output",
+        "out",
+        "--overwrite",
+        "--seed",
+        "5",
+    )
+    done = ftkit("run", *HARD[3:], *arguments)
+    assert done.code == 2
+    assert "strategy.n = 9" in done.err
+    assert "pre-trained backbone" not in done.err
+    assert Path("out/metrics.json").read_bytes() == before

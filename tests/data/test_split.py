@@ -97,3 +97,11 @@ def test_unseen_items_are_those_that_no_training_instance_has() -> None:
     item = np.array([1, 2, 3, 2, 3])
     assert unseen_in_training(item, parts, parts.valid).tolist() == [True]
     assert unseen_in_training(item, parts, parts.test).tolist() == [False, True]
+
+
+def test_a_fraction_leaves_the_known_instances_whole():
+    user = np.repeat(np.arange(50), 4)
+    whole, tenth = split(user, "instance", 0), split(user, "instance", 0, fraction=0.1)
+    assert len(tenth.train) == len(whole.train) // 10
+    assert np.array_equal(tenth.known, whole.train)
+    assert np.array_equal(tenth.test, whole.test)

@@ -190,3 +190,12 @@ def test_a_damaged_checkpoint_is_refused_saying_what_to_do(tmp_path: Path) -> No
     checkpoint.write_bytes(b"torn")
     with pytest.raises(CheckpointError, match=r"state\.safetensors can't be read: .*; delete it to start over"):
         loop(line(), checkpoint=checkpoint).fit(Rows(), dict, resume=True)
+
+
+def test_a_checkpoint_of_other_data_is_refused_naming_both(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "state.safetensors"
+    script = values(0.1, 0.2)
+    loop(line(), epochs=2, checkpoint=checkpoint, bound_to={"dataset": "old"}).fit(Rows(), lambda: next(script))
+    other = loop(line(), epochs=3, checkpoint=checkpoint, bound_to={"dataset": "new"})
+    with pytest.raises(CheckpointError, match=r"belongs to {'dataset': 'old'}, not to {'dataset': 'new'}"):
+        other.fit(Rows(), dict, resume=True)
