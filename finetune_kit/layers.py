@@ -39,7 +39,7 @@ class CausalConv1d(nn.Conv1d):
         padded = F.pad(input, (0, 0, self.reach, 0))  # (users, reach + length, dim)
         taps = [padded[:, tap * step : tap * step + length] for tap in range(self.kernel_size[0])]
         # One matrix product over the taps side by side: on CPUs its backward pass is up to three times as
-        # fast as that of conv1d (tests/benchmarks/test_layers.py).
+        # fast as that of conv1d (tests/benchmarks/test_speed_of_layers.py).
         kernel = self.weight.transpose(1, 2).flatten(1)  # (out, kernel · in)
         return F.linear(torch.cat(taps, dim=-1), kernel, self.bias)
 
