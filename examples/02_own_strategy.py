@@ -35,6 +35,7 @@ def main(steps: int = 200) -> list[float]:
     """Train for so many steps; return the loss of each, nats per instance."""
     torch.manual_seed(0)
     backbone = NextItNet(50, 10, NextItNetOptions(dim=16, num_blocks=2))
+    nn.init.normal_(backbone.item_embedding.weight)  # stands for pre-training: fresh ones hardly tell items apart
     strategy = NormsOnly(backbone, ItemTask(backbone.dim, 5))
     trained = [parameter for parameter in strategy.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=0.01)
