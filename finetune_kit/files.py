@@ -61,3 +61,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     with appearing(path) as partial:
         whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         save_file(whole, str(partial), dict(metadata or {}))
+        partial.chmod(0o666 & ~_umask())  # safetensors writes for the owner alone; all else here is for the group too
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,7 +79,7 @@ def read_sections(
     from finetune_kit.config import RECORDED, read_toml
     from finetune_kit.options import parse_assignments
 
-    sections = read_toml(config) if config else {}
+    sections = where_it_is(read_toml(config)) if config else {}
     sections = {name: dict(table) for name, table in sections.items() if name not in RECORDED}
     given = parse_assignments(assignments or [])
     for flag, value in flags.items():
@@ -91,6 +92,16 @@ def read_sections(
             given[section][option] = value
     for name, options in given.items():
         sections[name] = _merged(sections.get(name, {}), options)
+    return sections
+
+
+def where_it_is(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return a run's configuration with the dataset's whole path where the path as typed leads nowhere from here."""
+    from finetune_kit.plugins import installed
+
+    typed, whole = sections.get("run", {}).get("data"), sections.get("files", {}).get("dataset")
+    if typed and whole and not Path(typed).is_dir() and typed not in installed().components("dataset"):
+        sections["run"]["data"] = whole
     return sections
 
 
@@ -111,6 +122,8 @@ def run_folder(config: Config, dataset: str, output: Path | None, *, resume: boo
     Raises:
         OptionError: When ``--output`` holds something already and neither --resume nor --overwrite is given.
     """
+    if resume and overwrite:
+        raise OptionError("--resume goes on with a run and --overwrite replaces it; give one of them")
     if output is not None:
         if output.exists() and not output.is_dir():
             raise OptionError(f"--output {str(output)!r} is a file; name a folder")
@@ -123,12 +136,24 @@ def run_folder(config: Config, dataset: str, output: Path | None, *, resume: boo
     return taken[free - 1] if resume and free else taken[free]
 
 
-def clear(folder: Path) -> None:
-    """Remove what stands in a run's folder: for --overwrite, once nothing else can be wrong any more."""
+@contextmanager
+def replacing(folder: Path, *, overwrite: bool) -> Iterator[None]:
+    """With --overwrite, put what stands in a run's folder aside; it comes back if the block fails, and goes if not."""
+    import os
     import shutil
 
-    if folder.exists():
-        shutil.rmtree(folder)
+    if not (overwrite and folder.exists()):
+        yield
+        return
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.replaced")
+    folder.rename(aside)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+        raise
+    shutil.rmtree(aside)
 
 
 def _refuse_to_lose(output: Path, *, resume: bool, overwrite: bool) -> None:

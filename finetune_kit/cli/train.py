@@ -68,11 +68,10 @@ def run(
             return
         folder = arg.run_folder(runner.config, runner.dataset.name, output, resume=resume, overwrite=overwrite)
         runner.refuse_early()
-        if overwrite and not resume:
-            arg.clear(folder)
         if not _is_finished(folder, runner, resume):
-            base = runner.pretrain(folder.parent / "pretrained") if _needs_base(runner) else None
-            runner.finetune(folder, base)
+            with arg.replacing(folder, overwrite=overwrite):
+                base = runner.pretrain(folder.parent / "pretrained") if _needs_base(runner) else None
+                runner.finetune(folder, base)
         print_result(folder, json)
 
 
@@ -148,7 +147,7 @@ def finetune(
         "precision": precision,
     }
     sections = arg.read_sections(config, set_, flags)
-    origin = read_toml(from_ / "config.toml")
+    origin = arg.where_it_is(read_toml(from_ / "config.toml"))
     for option, value in sections.get("pretrain", {}).items():
         if str(value) != str(origin["pretrain"].get(option)):
             raise OptionError(f"pretrain.{option} has no effect: --from is pre-trained already; see `ftkit pretrain`")
@@ -160,6 +159,7 @@ def finetune(
     }
     base = _base_of(from_)
     with _runner(sections, resume=resume, dry_run=dry_run) as runner:
+        _refuse_other_data(from_, origin, runner)
         base = base if _needs_base(runner) else None
         if dry_run:
             _print_plan(runner, base, json)
@@ -168,10 +168,9 @@ def finetune(
             raise OptionError(f"--output {str(output)!r} is what --from starts from; name another folder")
         folder = arg.run_folder(runner.config, runner.dataset.name, output, resume=resume, overwrite=overwrite)
         runner.refuse_early()
-        if overwrite and not resume:
-            arg.clear(folder)
         if not _is_finished(folder, runner, resume):
-            runner.finetune(folder, base)
+            with arg.replacing(folder, overwrite=overwrite):
+                runner.finetune(folder, base)
         print_result(folder, json)
 
 
@@ -221,14 +220,30 @@ def _is_finished(folder: Path, runner: Runner, resume: bool) -> bool:
     """
     from finetune_kit.config import read_toml, to_toml
 
-    if not (resume and (folder / "config.toml").exists()):
+    if not resume:
         return False
+    if not (folder / "config.toml").exists():
+        runner.progress.say(f"warning: nothing to resume in {folder}; starting from the beginning")
+        return False
+    _refuse_other_data(folder, read_toml(folder / "config.toml"), runner)
     there = {name: table for name, table in read_toml(folder / "config.toml").items() if name in runner.config.tables()}
     if to_toml(there) != to_toml(runner.config.tables()):
         raise OptionError(
             f"{str(folder)!r} holds a run with other options; give those of its config.toml, or another --output"
         )
-    return (folder / "metrics.json").exists()
+    if is_finished := (folder / "metrics.json").exists():
+        runner.progress.say(f"{folder} is finished already; nothing was trained")
+    return is_finished
+
+
+def _refuse_other_data(folder: Path, config: dict[str, dict[str, Any]], runner: Runner) -> None:
+    """Raise if a folder was made from another dataset than the runner's: its split would mix training and test."""
+    was, now = config["files"]["dataset_fingerprint"], runner.dataset.fingerprint
+    if was != now:
+        raise OptionError(
+            f"{str(folder)!r} was made from a dataset with fingerprint {was[:12]}; {str(runner.dataset.path)!r} now "
+            f"has {now[:12]}; start anew in another folder"
+        )
 
 
 def _print_plan(runner: Runner, base: Path | None, json: bool) -> None:

@@ -180,8 +180,11 @@ def _readable(path: Path) -> Iterator[None]:
     except duckdb.OutOfMemoryException:
         raise
     except duckdb.Error as error:
+        hint = (
+            "" if path.suffix == ".parquet" else "; look for unclosed quotes and for line ends that are not all alike"
+        )
         raise DataError(
-            f"{path} can't be read as {path.suffix.lstrip('.') or 'a table'}: {str(error).splitlines()[0]}"
+            f"{path} can't be read as {path.suffix.lstrip('.') or 'a table'}: {str(error).splitlines()[0]}{hint}"
         ) from error
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from finetune_kit.backbone import Backbone
 from finetune_kit.checkpoint import load_model, read_facts, refuse_other
 from finetune_kit.config import Config, read_toml, resolve_config
-from finetune_kit.errors import CheckpointError, PluginError
+from finetune_kit.errors import CheckpointError, FinetuneKitError, PluginError
 from finetune_kit.plugins import installed
 from finetune_kit.seeding import seeded
 from finetune_kit.strategy import Strategy
@@ -41,7 +41,18 @@ def build_strategy(
         raise PluginError(f"{config.run.strategy!r} needs source batches in fine-tuning, which ftkit does not give yet")
     with seeded(config.run.seed, "strategy"):
         task = ItemTask(backbone.dim, num_target_items, config.finetune.loss)
-        return strategy(backbone, task, config.strategy, pooling=config.finetune.pooling, seed=config.run.seed)
+        try:
+            built = strategy(backbone, task, config.strategy, pooling=config.finetune.pooling, seed=config.run.seed)
+        except FinetuneKitError:
+            raise
+        except Exception as error:  # a third party's code may raise anything
+            reason = f"{type(error).__name__}: {error}"
+            raise PluginError(
+                f"{config.run.strategy!r} failed in build: {reason}; ftkit --traceback shows where"
+            ) from error
+    if not any(parameter.requires_grad for parameter in built.parameters()):
+        raise PluginError(f"{config.run.strategy!r} trains nothing: its build froze every parameter")
+    return built
 
 
 def backbone_facts(config: Config, dataset: Dataset) -> dict[str, Any]:

@@ -106,6 +106,7 @@ class Loop:
         fitted, best = Fitted(), {}
         if resume and self.checkpoint and self.checkpoint.exists():
             fitted, best = self._load(adam)
+            self.progress.say(f"{self.stage}: going on after epoch {len(fitted.history)}")
         with self.progress.stage(self.stage, self.epochs * batches.num_batches()) as advance:
             for epoch in range(len(fitted.history) + 1, self.epochs + 1):
                 if self.patience and epoch - fitted.best_epoch > self.patience and fitted.history:
@@ -189,10 +190,11 @@ class Loop:
         except Exception as error:
             raise CheckpointError(f"{self.checkpoint} can't be read: {error}; delete it to start over") from error
         if about["bound_to"] != dict(self.bound_to):
-            raise CheckpointError(
-                f"{self.checkpoint} belongs to {about['bound_to']}, not to {dict(self.bound_to)}; "
-                "delete it to start over"
-            )
+            other = [name for name in self.bound_to if self.bound_to[name] != about["bound_to"].get(name)]
+            values = [
+                f"{name} {about['bound_to'].get(name, 'none')[:12]}, now {self.bound_to[name][:12]}" for name in other
+            ]
+            raise CheckpointError(f"{self.checkpoint} belongs to another {'; '.join(values)}; delete it to start over")
         self._precision.load_state_dict(about["scaler"])  # the loss scale of 16-mixed; nothing in other precisions
         self.module.load_trained_state(parts["now"])
         moments: dict[int, dict[str, Tensor]] = {}

@@ -336,3 +336,59 @@ def test_a_strategy_s_mistake_is_found_before_pretraining_and_loses_nothing(ftki
     assert "strategy.n = 9" in done.err
     assert "pre-trained backbone" not in done.err
     assert Path("out/metrics.json").read_bytes() == before
+
+
+def test_resume_and_overwrite_contradict_each_other(ftkit):
+    done = ftkit(*HARD, "--output", "out", "--resume", "--overwrite")
+    assert (done.code, done.err.splitlines()[-1]) == (
+        2,
+        "ftkit: --resume goes on with a run and --overwrite replaces it; give one of them",
+    )
+
+
+def test_a_run_that_was_to_be_replaced_comes_back_when_the_new_one_fails(ftkit, monkeypatch):
+    from finetune_kit.training.stages import Finetuning
+
+    def fail(self):
+        self.folder.mkdir()
+        raise KeyboardInterrupt
+
+    ftkit(*HARD, "--output", "out")
+    before = {path.name: path.read_bytes() for path in Path("out").iterdir() if path.is_file()}
+    monkeypatch.setattr(Finetuning, "carry_out", fail)
+    assert ftkit(*HARD, "--output", "out", "--overwrite").code == 130
+    assert {path.name: path.read_bytes() for path in Path("out").iterdir() if path.is_file()} == before
+    assert {path.name for path in Path().iterdir() if "replaced" in path.name} == set()
+
+
+def test_a_dataset_that_changed_since_is_refused_by_resume_and_finetune(ftkit):
+    ftkit("data", "prepare", "synthetic", "--users", "60", "--output", "made")
+    run = ["run", "--strategy", "uaf-hard", "--epochs", "1", "--data", "made", *TINY[2:]]
+    assert ftkit(*run, "--output", "out").code == 0
+    ftkit("data", "prepare", "synthetic", "--users", "70", "--output", "made", "--overwrite")
+    for again in ([*run, "--resume"], ["finetune", "--from", "out", "--strategy", "finetune-cls"]):
+        done = ftkit(*again, "--output", "out" if "--resume" in again else "other")
+        assert done.code == 2
+        assert "was made from a dataset with fingerprint" in done.err
+
+
+def test_a_run_s_configuration_finds_its_dataset_from_another_folder(ftkit, monkeypatch):
+    ftkit("data", "prepare", "synthetic", "--users", "60", "--output", "made")
+    ftkit("run", "--strategy", "uaf-hard", "--epochs", "1", "--data", "made", *TINY[2:], "--output", "out")
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert ftkit("run", "--config", "../out/config.toml", "--dry-run").code == 0
+    assert ftkit("finetune", "--from", "../out", "--strategy", "finetune-cls", "--epochs", "1").code == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "said"), [("1 / 0", "failed in build: ZeroDivisionError"), ("self.freeze(self)", "trains nothing")]
+)
+def test_a_strategy_that_fails_in_build_is_said_in_one_line(ftkit, monkeypatch, body, said):
+    from ftkit_baselines.finetune import FinetuneAll
+
+    monkeypatch.setattr(FinetuneAll, "build", lambda self: eval(body))
+    done = ftkit("run", "--strategy", "finetune-all", "--epochs", "1", *TINY, "--output", "out")
+    assert done.code == 2
+    assert said in done.err.splitlines()[-1]
+    assert not Path("out").exists()
