@@ -14,7 +14,7 @@ import pluggy
 
 from finetune_kit import hookspecs
 from finetune_kit.component import Component
-from finetune_kit.errors import PluginError, did_you_mean, unknown_name
+from finetune_kit.errors import PluginError, UnknownNameError, did_you_mean, unknown_name
 
 GROUP = "finetune_kit.plugins"
 KINDS = {
@@ -74,7 +74,9 @@ class Plugins:
             UnknownNameError: When there is none; names the closest.
         """
         if name not in self._components[kind]:
-            raise unknown_name(kind, name, self._components[kind])
+            disabled = ", ".join(repr(plugin.name) for plugin in self.failures)
+            hint = f". Disabled plugins: {disabled}; see `ftkit plugins list`" if disabled else ""
+            raise UnknownNameError(f"{unknown_name(kind, name, self._components[kind])}{hint}")
         return self._components[kind][name]
 
     def owner(self, kind: str, name: str) -> str:

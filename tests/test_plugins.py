@@ -157,3 +157,11 @@ def test_every_built_in_component_has_a_summary_of_one_line_and_a_class(kind):
         assert component.summary, name
         assert "\n" not in component.summary, name
         assert isinstance(component.load(), type), name
+
+
+def test_an_unknown_name_is_said_together_with_the_plugins_that_are_disabled(monkeypatch, tmp_path):
+    host = Plugins(found=[broken_at_import(monkeypatch, tmp_path, "1 / 0"), plugin(monkeypatch, "fine")])
+    with pytest.raises(
+        UnknownNameError, match=r"no strategy named 'x'.*Disabled plugins: '\w+'; see `ftkit plugins list`"
+    ):
+        host.component("strategy", "x")

@@ -97,5 +97,8 @@ def _explain_usage(error: Any) -> int:
         return 2
     message = error.format_message().rstrip(".")
     command = getattr(getattr(error, "ctx", None), "command_path", "ftkit")
-    print(f"ftkit: {message[0].lower()}{message[1:]}; see `{command} --help`", file=sys.stderr)
+    print(
+        f"ftkit: {message[0].lower()}{message[1:]}{'' if message.endswith('?') else ';'} see `{command} --help`",
+        file=sys.stderr,
+    )
     return 2

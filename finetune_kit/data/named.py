@@ -40,7 +40,10 @@ def resolve_dataset(text: str, options: Mapping[str, Any], cache: Path | None = 
     if text not in readers:
         names = ", ".join(repr(name) for name in readers) or "none"
         guess = did_you_mean(text, readers)
-        raise DataError(f"no dataset folder at {text!r}, and no dataset of that name.{guess} Datasets: {names}")
+        raise DataError(
+            f"no dataset folder at {text!r}, and no dataset of that name.{guess} Datasets: {names}; "
+            "`ftkit data prepare` makes a folder"
+        )
     return _prepared(readers[text], make_reader(readers[text], options), cache or cache_folder())
 
 
