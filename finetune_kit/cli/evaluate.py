@@ -39,6 +39,10 @@ def evaluate(
     read_facts(folder)  # says what is wrong with a folder that is no run
     sections = read_toml(folder / "config.toml")
     path = resolve_dataset(data, {}) if data else Path(sections["files"]["dataset"])
+    if not path.is_dir():
+        raise CheckpointError(
+            f"the dataset of {str(folder)!r} is no longer at {str(path)!r}; say with --data where it is"
+        )
     for name, options in arg.read_sections(None, set_, {"device": device, "precision": precision}).items():
         _refuse_what_trained(name, options)
         sections[name] = {**sections.get(name, {}), **options}

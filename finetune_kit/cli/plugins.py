@@ -45,7 +45,11 @@ def new_plugin(
 ) -> None:
     """Write a plugin project with a strategy that works, and its test: a place to start from."""
     from finetune_kit.cli.scaffold import write_plugin
+    from finetune_kit.errors import OptionError
+    from finetune_kit.plugins import installed
 
+    if name in installed().components("strategy"):
+        raise OptionError(f"a strategy named {name!r} is installed already; two of one name can't be: choose another")
     files = [str(path) for path in write_plugin(folder, name)]
     if json:
         print_json({"files": files})

@@ -88,8 +88,8 @@ def warnings(metrics: dict[str, Any]) -> list[str]:
 def _gates_line(gates: dict[str, Any]) -> str:
     text = f"mean gate per block (1 fine-tuned, 0 frozen): {_numbers(gates['mean'])}"
     if "probability" in gates:
-        text += f"; policy's probability {_numbers(gates['probability'])}"
-    return f"{text}; {gates['distinct']:,} different choices among {gates['users']:,} users"
+        text += f"\nthe policy's mean probability of fine-tuning: {_numbers(gates['probability'])}"
+    return f"{text}\ndifferent choices among {gates['users']:,} users: {gates['distinct']:,}"
 
 
 def _numbers(values: list[float]) -> str:

@@ -94,3 +94,16 @@ def test_every_fault_is_said(tmp_path: Path, monkeypatch):
     assert faults["plain"] == "faulty_plugin:Plain is no subclass of finetune_kit.Strategy"
     assert faults["bare"] == "option 'rank' lacks its docstring"
     assert "options that it does not have: rnk" in faults["preset"]
+
+
+def test_a_new_plugin_may_not_take_an_installed_name(tmp_path):
+    main = [sys.executable, "-c", "from finetune_kit.cli.main import main; main()"]
+    done = subprocess.run(
+        [*main, "plugins", "new", str(tmp_path / "project"), "--name", "uaf-hard"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("ftkit: a strategy named 'uaf-hard' is installed already")
+    assert not (tmp_path / "project").exists()
