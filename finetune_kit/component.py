@@ -23,12 +23,14 @@ class Component:
         summary: One sentence for the listings.
         target: ``"package.module:Class"``; imported when the component is used, not when it is listed.
         preset: Options that this name stands for, e.g. ``{"n": 1}`` for ``finetune-last1``; users may override them.
+        variants: Options that ``--preset NAME`` sets, by its name: what the ``paper`` has, or the ``authors``' code.
     """
 
     name: str
     summary: str
     target: str
     preset: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MappingProxyType({}))
 
     def code_hash(self) -> str:
         """Return a hash of the file that the class stands in, for caches of what the class makes."""

@@ -1,13 +1,16 @@
-"""Losses on the scores of target items; each is one line of a paper.
+"""Losses; each is one line of a paper. All return a scalar, in nats per instance or item.
 
-``positive`` is ``(instances,)``, ``negative`` is ``(instances, negatives)``; all return a scalar, in nats per instance.
+In those on the scores of target items, ``positive`` is ``(instances,)`` and ``negative`` ``(instances, negatives)``.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+CHUNK = 1024
+"""Positions whose logits exist at once in `next_item`: batch × length × items is never in memory."""
 
 
 def bpr(positive: Tensor, negative: Tensor) -> Tensor:
@@ -24,3 +27,25 @@ def sampled_softmax(positive: Tensor, negative: Tensor) -> Tensor:
     """Return −log of the positive's softmax share among itself and its uniformly drawn negatives."""
     scores = torch.cat([positive.unsqueeze(1), negative], dim=1)  # (instances, 1 + negatives)
     return (scores.logsumexp(dim=1) - positive).mean()
+
+
+def next_item(hidden: Tensor, labels: Tensor, output: nn.Linear) -> Tensor:
+    """Return the mean of −log softmax(W E_L + b) at the item that follows (UAF paper, Eq. 3-5), nats per item.
+
+    Args:
+        hidden: ``(windows, length, dim)``, the states of every position.
+        labels: ``(windows, length)``, the item that follows, from 1; positions with 0 have none and don't count.
+        output: W and b, from ``dim`` to the number of items.
+    """
+    has_label = labels != 0
+    # linear_cross_entropy ignores autocast, so it must not be handed half-precision states
+    hidden = hidden[has_label].float()  # (positions, dim)
+    # torch falls back with a warning where chunking can't pay
+    chunked = len(hidden) >= hidden.shape[1] and output.out_features > hidden.shape[1]
+    return F.linear_cross_entropy(
+        hidden,
+        output.weight,
+        labels[has_label] - 1,
+        linear_bias=output.bias,
+        options=nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK) if chunked else None,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +29,8 @@ class TargetBatches:
         num_negatives: Negatives drawn per instance.
         batching: ``"instances"`` draws instances at random (the paper's); ``"users"`` draws users with all their
             instances, so that a user is encoded once an epoch.
+        source: Windows of the source domain of which every batch is given some, again from the start when they are
+            through; None gives none.
     """
 
     dataset: Dataset
@@ -37,18 +39,29 @@ class TargetBatches:
     max_length: int
     num_negatives: int = 1
     batching: Batching = "users"
+    source: SourceWindows | None = None
 
     def epoch(self, generator: torch.Generator) -> Iterator[Batch]:
         """Yield the batches of one epoch in an order, and with negatives, drawn from ``generator``."""
         order = self._order(generator)
+        windows = self._source_batches(generator)
         for instances in self._cut(order):
             positive = torch.from_numpy(self.dataset.target.item[instances])
             negative = draw_negatives(positive, self.dataset.num_target_items, self.num_negatives, generator)
-            yield make_batch(self.dataset, instances, self.max_length, negative)
+            batch = make_batch(self.dataset, instances, self.max_length, negative)
+            yield replace(batch, source=next(windows))
 
     def num_batches(self) -> int:
         """Return about how many batches an epoch has."""
         return -(-len(self.instances) // self.batch_size)
+
+    def _source_batches(self, generator: torch.Generator) -> Iterator[Windows | None]:
+        """Yield source batches without end, shuffled anew in each round; without a source, None."""
+        while self.source is None:
+            yield None
+        shuffling = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        while True:
+            yield from self.source.epoch(shuffling)
 
     def _order(self, generator: torch.Generator) -> np.ndarray:
         """Return the instances shuffled; with ``batching="users"`` those of one user stay together."""

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finetune_kit import losses
 from finetune_kit.backbone import Backbone
 from finetune_kit.data.batch import Windows
 from finetune_kit.errors import DataError
@@ -19,9 +20,6 @@ from finetune_kit.trainable import Trainable
 
 if TYPE_CHECKING:
     from finetune_kit.data.dataset import Dataset
-
-CHUNK = 1024
-"""Positions whose logits exist at once in the exact loss: batch × length × items is never in memory."""
 
 
 class NextItem(Trainable):
@@ -54,17 +52,8 @@ class NextItem(Trainable):
         return self.sampled_loss(batch) if self._num_negatives and self.training else self.exact_loss(batch)
 
     def exact_loss(self, batch: Windows) -> Tensor:
-        """Return the loss over all items, `CHUNK` positions at a time."""
-        hidden, labels = self._labelled(batch)
-        # torch falls back with a warning where chunking can't pay
-        chunked = len(hidden) >= hidden.shape[1] and self.output.out_features > hidden.shape[1]
-        return F.linear_cross_entropy(
-            hidden,
-            self.output.weight,
-            labels,
-            linear_bias=self.output.bias,
-            options=nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK) if chunked else None,
-        )
+        """Return the loss over all items, some positions at a time."""
+        return losses.next_item(self.backbone(batch.inputs), batch.labels, self.output)
 
     def sampled_loss(self, batch: Windows) -> Tensor:
         """Return the loss over the label y and m items drawn with probabilities Q, their frequencies.
@@ -87,7 +76,6 @@ class NextItem(Trainable):
         """Return hidden states ``(positions, dim)`` and item indices ``(positions,)`` where there is a label."""
         hidden = self.backbone(batch.inputs)  # (windows, length, dim)
         has_label = batch.labels != 0
-        # linear_cross_entropy ignores autocast, so it must not be handed half-precision states
         return hidden[has_label].float(), batch.labels[has_label] - 1
 
 

@@ -2,9 +2,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from finetune_kit import losses
 from finetune_kit.data.batch import Windows
+from finetune_kit.errors import DataError
 from finetune_kit.testing import TinyBackbone, random_sequence, randomise
-from finetune_kit.training import pretrain
 from finetune_kit.training.pretrain import NextItem, hold_out
 
 
@@ -28,7 +29,7 @@ def plain_loss(model: NextItem, batch: Windows) -> torch.Tensor:
 def test_the_exact_loss_and_its_gradients_are_those_of_cross_entropy(
     chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pretrain, "CHUNK", chunk)
+    monkeypatch.setattr(losses, "CHUNK", chunk)
     one, batch = model(), windows()
     found, expected = one(batch), plain_loss(one, batch)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
@@ -145,5 +146,5 @@ def test_too_few_users_with_two_events_are_refused(lengths: list[int]) -> None:
     class Lengths:
         source_lengths = torch.tensor(lengths).numpy()
 
-    with pytest.raises(pretrain.DataError, match="pre-training needs at least 2 such users"):
+    with pytest.raises(DataError, match="pre-training needs at least 2 such users"):
         hold_out(Lengths(), 0.1, seed=0)

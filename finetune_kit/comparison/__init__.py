@@ -1,0 +1,1 @@
+"""Many runs side by side: planned, carried out, tested against each other, tabulated."""
