@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from finetune_kit.options import Options
     from finetune_kit.policy import Policy
     from finetune_kit.strategy import Encoded, Strategy
-    from finetune_kit.task import ItemTask
+    from finetune_kit.task import ItemTask, LabelTask, Task
     from finetune_kit.tracker import Tracker
 
 _HOME = {
@@ -34,9 +34,11 @@ _HOME = {
     "Encoded": "finetune_kit.strategy",
     "FinetuneKitError": "finetune_kit.errors",
     "ItemTask": "finetune_kit.task",
+    "LabelTask": "finetune_kit.task",
     "Options": "finetune_kit.options",
     "Policy": "finetune_kit.policy",
     "Strategy": "finetune_kit.strategy",
+    "Task": "finetune_kit.task",
     "Tracker": "finetune_kit.tracker",
     "hookimpl": "finetune_kit.hookspecs",
 }
@@ -51,9 +53,11 @@ __all__ = [
     "Encoded",
     "FinetuneKitError",
     "ItemTask",
+    "LabelTask",
     "Options",
     "Policy",
     "Strategy",
+    "Task",
     "Tracker",
     "hookimpl",
 ]

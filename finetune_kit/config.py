@@ -12,7 +12,8 @@ from typing import Any
 from finetune_kit.errors import OptionError, did_you_mean
 from finetune_kit.options import Options, resolve
 from finetune_kit.plugins import installed
-from finetune_kit.sections import DataOptions, EvaluationOptions, FinetuneOptions, PretrainOptions, RunOptions
+from finetune_kit.presets import PRESETS
+from finetune_kit.sections import DataOptions, EvaluationOptions, FinetuneOptions, PretrainOptions, RunOptions, label_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -73,8 +74,9 @@ def resolve_config(sections: Mapping[str, Mapping[str, Any]]) -> Config:
             )
     given = {name: dict(sections.get(name, {})) for name in SECTIONS}
     run = resolve(RunOptions, given["run"], "run")
-    if run.task != "items":
-        raise OptionError(f"--task {run.task!r} is not there; use items")
+    label_of(run.task)  # refuses what is no task
+    for name, options in PRESETS[run.preset].items():
+        given[name] = {**options, **given[name]}
     for tracker in run.trackers:
         installed().component("tracker", tracker)
     data, reader = _split_data_section(given["data"], run.data)
@@ -82,17 +84,23 @@ def resolve_config(sections: Mapping[str, Mapping[str, Any]]) -> Config:
         run=run,
         data=data,
         reader=reader,
-        backbone=_component_options("backbone", run.backbone, given["backbone"]),
+        backbone=_component_options("backbone", run.backbone, run.preset, given["backbone"]),
         pretrain=resolve(PretrainOptions, given["pretrain"], "pretrain"),
         finetune=resolve(FinetuneOptions, given["finetune"], "finetune"),
         evaluation=resolve(EvaluationOptions, given["evaluation"], "evaluation"),
-        strategy=_component_options("strategy", run.strategy, given["strategy"]),
+        strategy=_component_options("strategy", run.strategy, run.preset, given["strategy"]),
     )
 
 
-def _component_options(kind: str, name: str, values: Mapping[str, Any]) -> Options:
+def _component_options(kind: str, name: str, preset: str, values: Mapping[str, Any]) -> Options:
     component = installed().component(kind, name)
-    return resolve(component.load().Options, {**component.preset, **values}, kind)
+    model = component.load().Options
+    options = resolve(model, {**component.preset, **component.variants.get(preset, {}), **values}, kind)
+    if not {"policy", "policy_options"} <= model.model_fields.keys():
+        return options
+    # by convention a strategy's policy; the policy has its own part of a preset
+    variant = installed().component("policy", options.policy).variants.get(preset, {})  # pyrefly: ignore[missing-attribute]
+    return options.model_copy(update={"policy_options": {**variant, **options.policy_options}})  # pyrefly: ignore[missing-attribute]
 
 
 def _split_data_section(values: Mapping[str, Any], data: str) -> tuple[DataOptions, dict[str, Any]]:

@@ -9,12 +9,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from finetune_kit.errors import OptionError
 from finetune_kit.options import Options
 
-Protocol = Literal["instance", "user"]
+Protocol = Literal["instance", "user", "authors"]
 RankingProtocol = Literal["full", "sampled"]
 Batching = Literal["users", "instances"]
 Pooling = Literal["last", "mean"]
+Preset = Literal["none", "paper", "authors"]
 Loss = Literal["bpr", "bce", "sampled-softmax", "softmax"]
 
 
@@ -28,7 +30,9 @@ class RunOptions(Options):
     data: str = "synthetic"
     """Dataset folder, or the name of a dataset that prepares itself."""
     task: str = "items"
-    """What is learned on the target domain: items."""
+    """What is learned on the target domain: items, or label:NAME, a profile label of the dataset."""
+    preset: Preset = "none"
+    """Defaults of all sections: none (sizes for two cores), paper (those of the paper), authors (their code's)."""
     seed: int = Field(0, ge=0)
     """Seeds everything."""
     device: str = "auto"
@@ -45,7 +49,8 @@ class DataOptions(Options):
     max_length: int = Field(50, ge=2)
     """Source events per user that a model sees, the latest; also the length of pre-training windows."""
     split: Protocol = "instance"
-    """Instances are split (the paper), or users with all their instances (every test user fully cold)."""
+    """Instances are split 80/5/15 (the paper), or users with all their instances (every test user fully cold);
+    authors is 80/20 by instance with the best epoch chosen on the test part, as their code does."""
     fraction: float = Field(1.0, gt=0, le=1)
     """Share of the training instances that is used; validation and test stay whole."""
     unseen: Literal["keep", "drop", "refuse"] = "keep"
@@ -85,11 +90,14 @@ class FinetuneOptions(Options):
     weight_decay: float = Field(0.0, ge=0)
     """Of Adam (L2)."""
     patience: int = Field(10, ge=0)
-    """Stop after so many epochs without a better validation MRR; 0 trains all epochs."""
+    """Stop after so many epochs without a better MRR@5 (labels: accuracy) on validation; 0 trains all epochs."""
     loss: Loss = "bpr"
-    """bpr (the paper), bce (the authors' code), sampled-softmax over the drawn negatives, or softmax over all items."""
+    """For items: bpr (the paper), bce (the authors' code), sampled-softmax over the drawn negatives, or softmax over
+    all items. Labels are always learned by cross-entropy."""
     num_negatives: int = Field(1, ge=1)
     """Negatives drawn per instance; loss=softmax takes all items instead."""
+    source_batch_size: int = Field(64, ge=1)
+    """Source windows per step beside the instances, for strategies that learn the source domain too."""
     batching: Batching = "users"
     """Batches of instances at random (the paper), or of users with all theirs: a user is then encoded once an epoch."""
     pooling: Pooling = "last"
@@ -108,4 +116,22 @@ class EvaluationOptions(Options):
     batch_size: int = Field(512, ge=1)
     """Users scored at once."""
     references: tuple[Literal["popularity", "user-knn"], ...] = ("popularity",)
-    """Simple rankings measured beside the model; user-knn compares all pairs of users, so it takes a while on many."""
+    """Simple rankings measured beside the model; user-knn compares all pairs of users, so it takes a while on many.
+    Beside labels stands the commonest class."""
+
+
+LABEL_PREFIX = "label:"
+"""What stands before a label's name in ``run.task``."""
+
+
+def label_of(task: str) -> str | None:
+    """Return the label that a task asks for, or None for the task of ranking items.
+
+    Raises:
+        OptionError: For a task that is neither ``items`` nor ``label:NAME``.
+    """
+    if task == "items":
+        return None
+    if not task.startswith(LABEL_PREFIX) or task == LABEL_PREFIX:
+        raise OptionError(f"--task {task!r} is neither items nor label:NAME, e.g. label:gender")
+    return task.removeprefix(LABEL_PREFIX)

@@ -12,7 +12,7 @@ from finetune_kit.data.batch import Batch
 from finetune_kit.options import Options
 from finetune_kit.sections import Pooling
 from finetune_kit.seeding import generator
-from finetune_kit.task import ItemTask
+from finetune_kit.task import Task
 from finetune_kit.trainable import Trainable
 
 
@@ -55,14 +55,14 @@ class Strategy(Trainable):
     needs_pretrained: ClassVar[bool] = True
     """Whether it starts from a pre-trained backbone; if not, it is given a freshly initialised one."""
     needs_source_batches: ClassVar[bool] = False
-    """Whether its training step also wants source sequences; refused until the trainer can give them."""
+    """Whether its training step also wants windows of the source domain, in ``batch.source``."""
     is_deterministic: ClassVar[bool] = True
     """Whether evaluating twice gives the same numbers."""
 
     def __init__(
         self,
         backbone: Backbone,
-        task: ItemTask,
+        task: Task,
         options: Options | None = None,
         *,
         pooling: Pooling = "last",

@@ -19,7 +19,12 @@ Data = Annotated[
 ]
 Backbone = Annotated[str | None, typer.Option(help="Backbone, by name.  [default: nextitnet]", show_default=False)]
 Task = Annotated[
-    str | None, typer.Option(help="What to learn on the target domain.  [default: items]", show_default=False)
+    str | None,
+    typer.Option(help="What to learn: items, or label:NAME.  [default: items]", show_default=False),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(help="Defaults as in the paper, or as in the authors' code.  [default: none]", show_default=False),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seeds everything.  [default: 0]", show_default=False)]
 Output = Annotated[
@@ -52,6 +57,7 @@ FLAGS = {
     "data": ("run", "data"),
     "backbone": ("run", "backbone"),
     "task": ("run", "task"),
+    "preset": ("run", "preset"),
     "seed": ("run", "seed"),
     "device": ("run", "device"),
     "precision": ("run", "precision"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ def print_result(folder: Path, as_json: bool) -> None:
         return
     console = stdout()
     console.print(metrics_table(metrics))
+    if "classes" in metrics:
+        shares = ", ".join(f"{name} {shares['test']:.1%}" for name, shares in metrics["classes"].items())
+        console.print(f"classes among the test instances: {shares}", markup=False)
     if "gates" in metrics:
         console.print(_gates_line(metrics["gates"]))
     seconds = metrics["seconds"]
@@ -50,15 +54,17 @@ def print_result(folder: Path, as_json: bool) -> None:
 
 
 def metrics_table(metrics: dict[str, Any]) -> Any:
-    """Return the table of test metrics: one row per ranking protocol and ranking."""
+    """Return the table of test metrics: one row per ranking protocol and ranking, or for a label one per predictor."""
+    return _label_table(metrics) if "classes" in metrics else _ranking_table(metrics)
+
+
+def _ranking_table(metrics: dict[str, Any]) -> Any:
     protocols = metrics["test"]
     names = list(next(iter(protocols.values())))
     shown = [name for name in names if name.startswith(("hr@", "mrr@", "ndcg@"))]
     first = shown[:3]
     columns = [*first, *(name for name in shown[3:] if not name.startswith("mrr@"))][:MAX_COLUMNS]
-    title = f"{metrics['dataset']}, seed {metrics['seed']}: {metrics['instances']['test']:,} test instances"
-    title += f", split by {metrics['protocol']}"
-    made = table(title, "ranking", "protocol", *columns, right=columns)
+    made = table(_title(metrics), "ranking", "protocol", *columns, right=columns)
     for protocol in protocols:
         rankings = {metrics["strategy"]: protocols, **metrics["references"]}
         for name, by_protocol in rankings.items():
@@ -68,21 +74,46 @@ def metrics_table(metrics: dict[str, Any]) -> Any:
     return made
 
 
+def _label_table(metrics: dict[str, Any]) -> Any:
+    names = list(metrics["test"])
+    made = table(f"{metrics['task']}, {_title(metrics)}", "predictor", *names, right=names)
+    predictors = {metrics["strategy"]: metrics["test"], **metrics["references"]}
+    for name, values in predictors.items():
+        style = "bold" if name == metrics["strategy"] else None
+        made.add_row(name, *(f"{values[column]:.4f}" for column in names), style=style)
+    return made
+
+
+def _title(metrics: dict[str, Any]) -> str:
+    instances = f"{metrics['instances']['test']:,} test instances, split by {metrics['protocol']}"
+    return f"{metrics['dataset']}, seed {metrics['seed']}: {instances}"
+
+
 def warnings(metrics: dict[str, Any]) -> list[str]:
     """Return what a reader of the numbers must know: a model below popularity, a policy that treats all alike."""
     lines = []
-    for protocol, values in metrics["test"].items():
-        for name, by_protocol in metrics["references"].items():
-            key = next(key for key in values if key.startswith("mrr@"))
-            if values[key] < by_protocol[protocol][key]:
-                lines.append(
-                    f"{metrics['strategy']} loses to {name} under {protocol} ranking: {key} {values[key]:.4f} against "
-                    f"{by_protocol[protocol][key]:.4f}"
-                )
+    for where, key, value, reference, other in _against_references(metrics):
+        if value < other:
+            lines.append(f"{metrics['strategy']} loses to {reference}{where}: {key} {value:.4f} against {other:.4f}")
     gates = metrics.get("gates")
-    if gates and gates["distinct"] == 1:
-        lines.append(f"the policy treats all {gates['users']:,} users alike: gates {_numbers(gates['mean'])}")
+    if gates and gates["is_collapsed"]:
+        lines.append(
+            f"the policy hardly tells users apart: {gates['commonest']:.1%} of {gates['users']:,} users take the same "
+            f"choice; mean gates {_numbers(gates['mean'])}, their deviation over users {_numbers(gates['deviation'])}; "
+            f"`ftkit strategies show {metrics['strategy']}` has the means against it"
+        )
     return lines
+
+
+def _against_references(metrics: dict[str, Any]) -> Iterator[tuple[str, str, float, str, float]]:
+    """Yield where it was measured, the metric, the strategy's value, a reference's name and its value."""
+    for name, values in metrics["references"].items():
+        if "classes" in metrics:
+            yield "", "accuracy", metrics["test"]["accuracy"], name, values["accuracy"]
+            continue
+        for protocol, ours in metrics["test"].items():
+            key = next(key for key in ours if key.startswith("mrr@"))
+            yield f" under {protocol} ranking", key, ours[key], name, values[protocol][key]
 
 
 def _gates_line(gates: dict[str, Any]) -> str:

@@ -30,6 +30,7 @@ def run(
     data: arg.Data = None,
     backbone: arg.Backbone = None,
     task: arg.Task = None,
+    preset: arg.Preset = None,
     seed: arg.Seed = None,
     output: arg.Output = None,
     epochs: arg.Epochs = None,
@@ -51,6 +52,7 @@ def run(
         "data": data,
         "backbone": backbone,
         "task": task,
+        "preset": preset,
         "seed": seed,
         "epochs": epochs,
         "batch_size": batch_size,
@@ -78,6 +80,7 @@ def run(
 def pretrain(
     data: arg.Data = None,
     backbone: arg.Backbone = None,
+    preset: arg.Preset = None,
     seed: arg.Seed = None,
     output: Annotated[Path, typer.Option(help="Folder below which the pre-trained backbone gets its own.")] = Path(
         "runs/pretrained"
@@ -94,6 +97,7 @@ def pretrain(
     flags = {
         "data": data,
         "backbone": backbone,
+        "preset": preset,
         "seed": seed,
         "max_length": max_length,
         "device": device,
@@ -117,6 +121,7 @@ def pretrain(
 def finetune(
     from_: From,
     strategy: Strategy,
+    task: arg.Task = None,
     seed: arg.Seed = None,
     output: arg.Output = None,
     epochs: arg.Epochs = None,
@@ -139,6 +144,7 @@ def finetune(
         raise CheckpointError(f"--from {str(from_)!r} is no run and no pre-trained backbone: it has no config.toml")
     flags = {
         "strategy": strategy,
+        "task": task,
         "seed": seed,
         "epochs": epochs,
         "batch_size": batch_size,
@@ -154,7 +160,7 @@ def finetune(
     for name in ("backbone", "pretrain", "data"):
         sections[name] = {**origin[name], **sections.get(name, {})}
     sections["run"] = {
-        **{key: origin["run"][key] for key in ("data", "backbone", "seed")},
+        **{key: origin["run"][key] for key in ("data", "backbone", "seed", "preset") if key in origin["run"]},
         **sections.get("run", {}),
     }
     base = _base_of(from_)

@@ -11,12 +11,12 @@ from finetune_kit.sections import Protocol
 from finetune_kit.seeding import derive_seed
 
 SHARES = {"train": 0.80, "valid": 0.05, "test": 0.15}
-"""Shares of the three parts (UAF paper, section 4.3)."""
+"""Shares of the three parts (UAF paper, section 4.3). The protocol ``authors`` validates and tests on the last two."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Indices of target instances, ascending, disjoint but for ``train`` and ``known``.
+    """Indices of target instances, ascending, disjoint but for ``train`` and ``known`` (and the authors' protocol).
 
     Args:
         train: ``(n,)`` int64, instances that train.
@@ -38,7 +38,8 @@ def split(user: np.ndarray, protocol: Protocol, seed: int, fraction: float = 1.0
     Args:
         user: ``(instances,)``, the user of each instance.
         protocol: ``"instance"`` draws instances (the paper's; a test user may have training instances too);
-            ``"user"`` draws users with all their instances (every test user is fully cold).
+            ``"user"`` draws users with all their instances (every test user is fully cold); ``"authors"`` draws
+            instances and takes all that don't train for validation *and* test, as the authors' code does.
         seed: Seed of the draw.
         fraction: Share of the training part that is kept, in (0, 1]; validation and test stay whole.
 
@@ -46,17 +47,17 @@ def split(user: np.ndarray, protocol: Protocol, seed: int, fraction: float = 1.0
         DataError: When a part would be empty.
     """
     rng = np.random.default_rng(derive_seed(seed, "split", protocol))
-    unit = np.arange(len(user)) if protocol == "instance" else np.unique(user, return_inverse=True)[1]
+    unit = np.unique(user, return_inverse=True)[1] if protocol == "user" else np.arange(len(user))
     num_units = int(unit.max()) + 1 if len(unit) else 0
     place = rng.permutation(num_units)[unit]  # of each instance, or of its user
     train_end, valid_end = round(num_units * SHARES["train"]), round(num_units * (SHARES["train"] + SHARES["valid"]))
     kept = round(train_end * fraction)
-    parts = Split(
-        train=np.flatnonzero(place < kept),
-        known=np.flatnonzero(place < train_end),
-        valid=np.flatnonzero((place >= train_end) & (place < valid_end)),
-        test=np.flatnonzero(place >= valid_end),
-    )
+    train, known, rest = np.flatnonzero(place < kept), np.flatnonzero(place < train_end), place >= train_end
+    if protocol == "authors":
+        parts = Split(train, known, valid=np.flatnonzero(rest), test=np.flatnonzero(rest))
+    else:
+        valid = np.flatnonzero(rest & (place < valid_end))
+        parts = Split(train, known, valid, test=np.flatnonzero(place >= valid_end))
     for name in SHARES:
         if not len(getattr(parts, name)):
             raise DataError(

@@ -107,7 +107,7 @@ class Evaluator:
                 yield instances, batch, scores
 
         instance, user, ranks = self._rank(parts(), self.options.protocols if protocols is None else protocols)
-        return Evaluation(instance, ranks, user, _joined(gates), _joined(probabilities))
+        return Evaluation(instance, ranks, user, joined(gates), joined(probabilities))
 
     def evaluate_scorer(self, scorer: Scorer) -> Evaluation:
         """Return the ranks that a simple ranking gives."""
@@ -146,5 +146,6 @@ class Evaluator:
         return torch.from_numpy(row), torch.from_numpy(self._known_item[place])
 
 
-def _joined(parts: list[Tensor]) -> np.ndarray | None:
+def joined(parts: list[Tensor]) -> np.ndarray | None:
+    """Return tensors of several batches as one array, or None where there are none."""
     return torch.cat(parts).numpy() if parts else None

@@ -12,11 +12,13 @@ from torch import Tensor
 from finetune_kit.backbone import Backbone
 from finetune_kit.checkpoint import load_model, read_facts, refuse_other
 from finetune_kit.config import Config, read_toml, resolve_config
+from finetune_kit.data.labelled import for_task
 from finetune_kit.errors import CheckpointError, FinetuneKitError, PluginError
 from finetune_kit.plugins import installed
+from finetune_kit.sections import label_of
 from finetune_kit.seeding import seeded
 from finetune_kit.strategy import Strategy
-from finetune_kit.task import ItemTask
+from finetune_kit.task import ItemTask, LabelTask, Task
 
 if TYPE_CHECKING:
     from finetune_kit.data.dataset import Dataset
@@ -37,10 +39,8 @@ def build_strategy(
     if base is not None:
         backbone.load_state_dict(base)
     strategy = installed().component("strategy", config.run.strategy).load()
-    if strategy.needs_source_batches:
-        raise PluginError(f"{config.run.strategy!r} needs source batches in fine-tuning, which ftkit does not give yet")
     with seeded(config.run.seed, "strategy"):
-        task = ItemTask(backbone.dim, num_target_items, config.finetune.loss)
+        task = _task(config, backbone.dim, num_target_items)
         try:
             built = strategy(backbone, task, config.strategy, pooling=config.finetune.pooling, seed=config.run.seed)
         except FinetuneKitError:
@@ -53,6 +53,12 @@ def build_strategy(
     if not any(parameter.requires_grad for parameter in built.parameters()):
         raise PluginError(f"{config.run.strategy!r} trains nothing: its build froze every parameter")
     return built
+
+
+def _task(config: Config, dim: int, num_answers: int) -> Task:
+    if label_of(config.run.task) is None:
+        return ItemTask(dim, num_answers, config.finetune.loss)
+    return LabelTask(dim, num_answers)
 
 
 def backbone_facts(config: Config, dataset: Dataset) -> dict[str, Any]:
@@ -88,12 +94,14 @@ class Run:
         folder: Its folder.
         config: Its configuration.
         facts: What its weights are bound to.
+        dataset: The dataset as its task sees it: for a profile label, the target is the label.
         strategy: The strategy with its weights, in evaluation mode, on the CPU.
     """
 
     folder: Path
     config: Config
     facts: Mapping[str, Any]
+    dataset: Dataset
     strategy: Strategy
 
 
@@ -112,6 +120,7 @@ def load_run(folder: Path, dataset: Dataset, base: Path | None = None) -> Run:
     if facts["kind"] != "fine-tuned run":
         raise CheckpointError(f"{str(folder)!r} holds a {facts['kind']}, not a fine-tuned run")
     config = resolve_config(read_toml(folder / "config.toml"))
+    dataset = for_task(dataset, config.run.task)
     refuse_other(facts, {**backbone_facts(config, dataset), **target_facts(dataset)}, folder)
     weights = None
     if facts["base"] is not None:
@@ -125,7 +134,7 @@ def load_run(folder: Path, dataset: Dataset, base: Path | None = None) -> Run:
         weights = load_base(base, config, dataset)
     strategy = build_strategy(config, dataset.num_source_items, dataset.num_target_items, weights)
     strategy.load_trained_state(tensors)
-    return Run(folder, config, facts, strategy.eval())
+    return Run(folder, config, facts, dataset, strategy.eval())
 
 
 def target_facts(dataset: Dataset) -> dict[str, Any]:

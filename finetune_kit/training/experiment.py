@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +12,12 @@ from lightning_fabric import Fabric
 
 from finetune_kit.config import Config, to_toml
 from finetune_kit.data.dataset import Dataset
+from finetune_kit.data.labelled import LabelledDataset, for_task
 from finetune_kit.data.split import Split, split, unseen_in_training
 from finetune_kit.environment import git_state, versions
 from finetune_kit.errors import DataError
 from finetune_kit.evaluation.evaluate import Evaluator
+from finetune_kit.evaluation.labels import LabelEvaluator
 from finetune_kit.files import write_text
 from finetune_kit.plugins import installed
 from finetune_kit.progress import Progress
@@ -30,7 +32,7 @@ class Experiment:
 
     Args:
         config: Everything resolved.
-        dataset: The dataset.
+        dataset: The dataset; its target becomes what ``run.task`` asks for.
         fabric: Device and precision.
         progress: Who is told.
         resume: Go on from what an interrupted run left behind.
@@ -42,6 +44,10 @@ class Experiment:
     progress: Progress = field(default_factory=Progress)
     resume: bool = False
 
+    def __post_init__(self) -> None:
+        """See the dataset as the task does."""
+        self.dataset = for_task(self.dataset, self.config.run.task)
+
     @cached_property
     def split(self) -> Split:
         """The parts of the target instances; those with an item unseen in training treated as asked.
@@ -51,12 +57,17 @@ class Experiment:
         """
         options, target = self.config.data, self.dataset.target
         if not len(target.user):
-            raise DataError(f"{self.dataset.path} has no target events, only labels, which nothing here learns yet")
+            raise DataError(f"{self.dataset.path} has no target events, only labels; learn one with --task label:NAME")
         if self.dataset.num_target_items < 2:
             raise DataError(f"{self.dataset.path} has one target item; ranking needs at least two")
         parts = split(target.user, options.split, self.config.run.seed, options.fraction)
         unseen = {name: unseen_in_training(target.item, parts, getattr(parts, name)) for name in ("valid", "test")}
         counts = " and ".join(f"{mask.sum()} of {len(mask)} {name} instances" for name, mask in unseen.items())
+        if options.split == "authors":
+            self.progress.say(
+                "warning: data.split=authors chooses the best epoch on the test part, as the authors' code does; "
+                "its numbers are too good"
+            )
         if not any(mask.any() for mask in unseen.values()):
             return parts
         if options.unseen == "refuse":
@@ -80,12 +91,29 @@ class Experiment:
         weights = None if base is None else load_base(base, self.config, self.dataset)
         return build_strategy(self.config, self.dataset.num_source_items, self.dataset.num_target_items, weights)
 
-    def evaluator(self, instances: np.ndarray) -> Evaluator:
-        """Return what measures on given instances."""
-        config = self.config
-        return Evaluator(
-            self.dataset, instances, self.split.known, config.evaluation, config.data.max_length, config.run.seed
-        )
+    def evaluator(self, instances: np.ndarray) -> Evaluator | LabelEvaluator:
+        """Return what measures on given instances: ranks of items, or predictions of a profile label."""
+        options, max_length = self.config.evaluation, self.config.data.max_length
+        if isinstance(self.dataset, LabelledDataset):
+            return LabelEvaluator(self.dataset, instances, options.batch_size, max_length)
+        return Evaluator(self.dataset, instances, self.split.known, options, max_length, self.config.run.seed)
+
+    @property
+    def monitor(self) -> str:
+        """The metric that chooses the best epoch on validation, as in the paper."""
+        return "mrr@5" if self.config.run.task == "items" else "accuracy"
+
+    def validator(self, strategy: Strategy) -> Callable[[], dict[str, float]]:
+        """Return a function that measures a strategy on the validation part: metrics, `monitor` among them.
+
+        Items are ranked by the first of ``evaluation.protocols`` alone.
+        """
+        evaluator = self.evaluator(self.split.valid)
+        if isinstance(evaluator, LabelEvaluator):
+            return lambda: evaluator.evaluate(strategy, self.fabric).metrics()
+        protocol = self.config.evaluation.protocols[0]
+        cutoffs = tuple(dict.fromkeys((5, *self.config.evaluation.cutoffs)))
+        return lambda: evaluator.evaluate(strategy, self.fabric, (protocol,)).metrics(cutoffs)[protocol]
 
     def open_folder(self, folder: Path, sections: Iterable[str]) -> list[Tracker]:
         """Make a run folder, write the sections of the configuration that decide it, start its trackers."""

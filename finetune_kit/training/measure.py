@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finetune_kit.evaluation.evaluate import Evaluation
+from finetune_kit.evaluation.evaluate import Evaluation, Evaluator
+from finetune_kit.evaluation.labels import LabelEvaluation, LabelEvaluator, class_balance, majority
 from finetune_kit.evaluation.references import REFERENCES
 from finetune_kit.files import write_table
 
@@ -16,14 +18,17 @@ if TYPE_CHECKING:
     from finetune_kit.strategy import Strategy
     from finetune_kit.training.experiment import Experiment
 
+COLLAPSED_SHARE = 0.95
+COLLAPSED_DEVIATION = 0.02
+
 
 @dataclass(frozen=True)
 class Measured:
     """The numbers of a trained strategy.
 
     Args:
-        metrics: ``valid`` and ``test`` by ranking protocol, ``references`` on the test part, ``instances`` per part,
-            and for strategies with gates ``gates``.
+        metrics: ``valid`` and ``test`` (for items by ranking protocol), ``references`` on the test part, ``instances``
+            per part, for profile labels ``classes``, and for strategies with gates ``gates``.
         tables: Name to columns, for the Parquet files of the run folder.
     """
 
@@ -38,27 +43,14 @@ class Measured:
 
 def measure(experiment: Experiment, strategy: Strategy) -> Measured:
     """Return the strategy's numbers on the parts of the experiment's split."""
-    options, parts, target = experiment.config.evaluation, experiment.split, experiment.dataset.target
-    on_test, references, policy = experiment.evaluator(parts.test), {}, None
-    with experiment.progress.stage("evaluate", 2 + len(options.references)) as advance:
-        test = on_test.evaluate(strategy, experiment.fabric)
-        advance(1, "test")
-        valid = on_test.of(parts.valid).evaluate(strategy, experiment.fabric)
-        if test.gates is not None:
-            policy = on_test.of(_first_instances(target.user)).evaluate(strategy, experiment.fabric, ())
-        advance(1, "validation")
-        for name in options.references:
-            scorer = REFERENCES[name](experiment.dataset, parts.train)
-            references[name] = on_test.evaluate_scorer(scorer).metrics(options.cutoffs)
-            advance(1, name)
-    metrics: dict[str, Any] = {
-        "valid": valid.metrics(options.cutoffs),
-        "test": test.metrics(options.cutoffs),
-        "references": references,
-        "instances": {name: len(getattr(parts, name)) for name in ("train", "valid", "test")},
-    }
-    ranks = {f"rank_{protocol}": values for protocol, values in test.ranks.items()}
-    instances = {"user": target.user[test.instance], "item": target.item[test.instance], **ranks}
+    parts = experiment.split
+    evaluator = experiment.evaluator(parts.test)
+    with experiment.progress.stage("evaluate", 2 + len(experiment.config.evaluation.references)) as advance:
+        if isinstance(evaluator, LabelEvaluator):
+            metrics, instances, policy = _measure_label(experiment, strategy, evaluator, advance)
+        else:
+            metrics, instances, policy = _measure_items(experiment, strategy, evaluator, advance)
+    metrics["instances"] = {name: len(getattr(parts, name)) for name in ("train", "valid", "test")}
     tables = {"instances": instances, "split": _split_table(experiment)}
     if policy is not None:
         metrics["gates"] = gate_summary(policy)
@@ -66,19 +58,71 @@ def measure(experiment: Experiment, strategy: Strategy) -> Measured:
     return Measured(metrics, tables)
 
 
-def gate_summary(evaluation: Evaluation) -> dict[str, Any]:
+def _measure_items(
+    experiment: Experiment, strategy: Strategy, evaluator: Evaluator, advance: Callable[[int, str], None]
+) -> tuple[dict[str, Any], dict[str, np.ndarray], Evaluation | None]:
+    """Return metrics, per-instance columns, and what the policy does with every user that has an instance."""
+    options, parts, target, references = experiment.config.evaluation, experiment.split, experiment.dataset.target, {}
+    test = evaluator.evaluate(strategy, experiment.fabric)
+    advance(1, "test")
+    valid = evaluator.of(parts.valid).evaluate(strategy, experiment.fabric)
+    policy = None
+    if test.gates is not None:
+        policy = evaluator.of(_first_instances(target.user)).evaluate(strategy, experiment.fabric, ())
+    advance(1, "validation")
+    for name in options.references:
+        scorer = REFERENCES[name](experiment.dataset, parts.train)
+        references[name] = evaluator.evaluate_scorer(scorer).metrics(options.cutoffs)
+        advance(1, name)
+    metrics = {
+        "valid": valid.metrics(options.cutoffs),
+        "test": test.metrics(options.cutoffs),
+        "references": references,
+    }
+    ranks = {f"rank_{protocol}": values for protocol, values in test.ranks.items()}
+    return metrics, {"user": target.user[test.instance], "item": target.item[test.instance], **ranks}, policy
+
+
+def _measure_label(
+    experiment: Experiment, strategy: Strategy, evaluator: LabelEvaluator, advance: Callable[[int, str], None]
+) -> tuple[dict[str, Any], dict[str, np.ndarray], LabelEvaluation | None]:
+    """Return metrics, per-instance columns, and what the policy does with every user whose label is known."""
+    parts, dataset = experiment.split, evaluator.dataset
+    everybody = evaluator.of(np.arange(len(dataset.target.user))).evaluate(strategy, experiment.fabric)
+    advance(2, "test and validation")
+    test, valid = everybody.of(parts.test), everybody.of(parts.valid)
+    metrics = {
+        "valid": valid.metrics(),
+        "test": test.metrics(),
+        "references": {"majority": majority(dataset, parts.train, parts.test)},
+        "classes": class_balance(dataset, parts.train, parts.test),
+    }
+    return metrics, test.columns(), None if everybody.gates is None else everybody
+
+
+def gate_summary(evaluation: Evaluation | LabelEvaluation) -> dict[str, Any]:
     """Return per block the mean gate and the mean probability of the fine-tuned branch, and how alike users are.
 
-    ``distinct`` counts the different gate vectors among users (rounded to 0.01): 1 means that the policy treats
-    everybody alike.
+    ``deviation`` is the gates' standard deviation over users, per block. ``distinct`` counts the different gate
+    vectors among users (rounded to 0.01) and ``commonest`` is the share of users with the most frequent one. A policy
+    ``is_collapsed`` when at least `COLLAPSED_SHARE` of the users have it, or no block's deviation reaches
+    `COLLAPSED_DEVIATION`: it then decides nothing per user.
     """
     assert evaluation.gates is not None
     summary: dict[str, Any] = {"mean": [round(float(mean), 4) for mean in evaluation.gates.mean(axis=0)]}
     if evaluation.probabilities is not None:
         summary["probability"] = [round(float(mean), 4) for mean in evaluation.probabilities.mean(axis=0)]
-    summary["distinct"] = len(np.unique(evaluation.gates.round(2), axis=0))
-    summary["users"] = len(evaluation.user)
-    return summary
+    deviation = evaluation.gates.std(axis=0)
+    _, counts = np.unique(evaluation.gates.round(2), axis=0, return_counts=True)
+    commonest = float(counts.max() / counts.sum())
+    return {
+        **summary,
+        "deviation": [round(float(value), 4) for value in deviation],
+        "distinct": len(counts),
+        "commonest": commonest,
+        "is_collapsed": bool(commonest >= COLLAPSED_SHARE or deviation.max() < COLLAPSED_DEVIATION),
+        "users": len(evaluation.user),
+    }
 
 
 def _first_instances(user: np.ndarray) -> np.ndarray:
@@ -86,7 +130,7 @@ def _first_instances(user: np.ndarray) -> np.ndarray:
     return np.unique(user, return_index=True)[1]
 
 
-def _policy_table(evaluation: Evaluation) -> dict[str, np.ndarray]:
+def _policy_table(evaluation: Evaluation | LabelEvaluation) -> dict[str, np.ndarray]:
     columns = {"user": evaluation.user}
     for name, values in (("gate", evaluation.gates), ("probability", evaluation.probabilities)):
         if values is not None:

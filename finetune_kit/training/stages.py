@@ -134,6 +134,7 @@ class Finetuning:
             "strategy": config.run.strategy,
             "backbone": config.run.backbone,
             "dataset": experiment.dataset.name,
+            "task": config.run.task,
             "seed": config.run.seed,
             "protocol": config.data.split,
             **measured.metrics,
@@ -149,10 +150,7 @@ class Finetuning:
         return metrics
 
     def _fit(self, strategy: Strategy, parts: Split, trackers: list[Tracker]) -> Fitted:
-        experiment, config, options = self.experiment, self.experiment.config, self.experiment.config.finetune
-        protocol = config.evaluation.protocols[0]
-        cutoffs = tuple(dict.fromkeys((5, *config.evaluation.cutoffs)))  # MRR@5 decides, as in the paper
-        evaluator = experiment.evaluator(parts.valid)
+        experiment, options = self.experiment, self.experiment.config.finetune
         loop = Loop(
             strategy,
             experiment.fabric,
@@ -161,8 +159,8 @@ class Finetuning:
             weight_decay=options.weight_decay,
             epochs=options.epochs,
             patience=options.patience,
-            monitor="mrr@5",
-            seed=config.run.seed,
+            monitor=experiment.monitor,
+            seed=experiment.config.run.seed,
             checkpoint=self.folder / "last" / "state.safetensors",
             bound_to={
                 "dataset": experiment.dataset.fingerprint,
@@ -171,20 +169,25 @@ class Finetuning:
             observe=lambda record: _tell(trackers, "finetune", record),
             progress=experiment.progress,
         )
-        batches = TargetBatches(
+        batches = self._batches(parts, with_source=strategy.needs_source_batches)
+        return loop.fit(batches, experiment.validator(strategy), resume=experiment.resume)
+
+    def _batches(self, parts: Split, *, with_source: bool) -> TargetBatches:
+        experiment, config, options = self.experiment, self.experiment.config, self.experiment.config.finetune
+        source = None
+        if with_source:
+            users = np.flatnonzero(experiment.dataset.source_lengths >= 2) + 1
+            latest, size = config.pretrain.windows == "latest", options.source_batch_size
+            source = SourceWindows(experiment.dataset, users, size, config.data.max_length, latest_only=latest)
+        return TargetBatches(
             experiment.dataset,
             parts.train,
             options.batch_size,
             config.data.max_length,
-            options.num_negatives,
+            options.num_negatives if config.run.task == "items" else 0,
             options.batching,
+            source,
         )
-
-        def validate() -> dict[str, float]:
-            evaluation = evaluator.evaluate(strategy, experiment.fabric, (protocol,))
-            return evaluation.metrics(cutoffs)[protocol]
-
-        return loop.fit(batches, validate, resume=experiment.resume)
 
     def _pretrain_seconds(self) -> float:
         """Return what pre-training the base took, also where it was reused; 0 without a base."""

@@ -14,5 +14,9 @@ def ftkit_backbones() -> list[Component]:
             "nextitnet",
             "Dilated causal convolutions in residual blocks (Yuan et al., WSDM 2019)",
             "ftkit_backbones.nextitnet:NextItNet",
+            variants={
+                "paper": {"dim": 128, "num_blocks": 8},
+                "authors": {"dim": 128, "num_blocks": 8, "mask_padding": False},
+            },
         ),
     ]
