@@ -1,6 +1,6 @@
 """The contracts can fail: each planted mistake breaks the promise that it should."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,11 +8,12 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor, nn
 
+from finetune_kit import losses
 from finetune_kit.backbone import Backbone, Context
-from finetune_kit.data.batch import Batch
+from finetune_kit.data.batch import Batch, Windows
 from finetune_kit.policy import Policy
 from finetune_kit.strategy import Encoded, Strategy
-from finetune_kit.task import ItemTask
+from finetune_kit.task import Task
 from finetune_kit.testing import (
     BackboneContract,
     BufferedBackbone,
@@ -22,10 +23,13 @@ from finetune_kit.testing import (
     TinyBackbone,
     batches,
     random_batch,
+    random_windows,
     randomise,
     sequences,
     tiny_backbones,
+    windows,
 )
+from finetune_kit.testing.strategy_contract import item_task
 from ftkit_uaf.branches import TwoBranchBlock, add_tuned_branches
 
 
@@ -162,12 +166,38 @@ class ForgetsATensorOnTheCpu(Head):
         return self.task.loss(encoded.vectors + torch.zeros(encoded.vectors.shape[-1]), batch)
 
 
+class CountsOnNegatives(Head):
+    def loss(self, batch: Batch, encoded: Encoded) -> Tensor:
+        vectors = encoded.vectors[batch.row]
+        positive = self.task.scores_of(vectors, batch.positive.unsqueeze(1)).squeeze(1)
+        return losses.bpr(positive, self.task.scores_of(vectors, batch.negative))
+
+
+class TrainsOnTheSource(Head):
+    """Needs source windows to learn, and keeps every promise."""
+
+    needs_source_batches = True
+
+    def build(self) -> None:
+        super().build()
+        self.source_output = nn.Linear(self.backbone.dim, self.backbone.num_items)
+
+    def loss(self, batch: Batch, encoded: Encoded) -> Tensor:
+        hidden = self.backbone(batch.source.inputs)
+        return super().loss(batch, encoded) + losses.next_item(hidden, batch.source.labels, self.source_output)
+
+
 def contract_of(planted: type[Strategy]) -> StrategyContract:
     class Contract(StrategyContract):
-        def make_strategy(self, backbone_class: type[Backbone], seed: int = 0) -> Strategy:
+        def strategy_class(self) -> type[Strategy]:
+            return planted
+
+        def make_strategy(
+            self, backbone_class: type[Backbone], seed: int = 0, make_task: Callable[[int], Task] = item_task
+        ) -> Strategy:
             torch.manual_seed(seed)
             backbone = self.make_backbone(backbone_class)
-            return planted(backbone, ItemTask(backbone.dim, 9), seed=seed).eval()
+            return planted(backbone, make_task(backbone.dim), seed=seed).eval()
 
     return Contract()
 
@@ -185,7 +215,7 @@ def is_kept(contract: StrategyContract, promise: str, backbone: type[Backbone], 
     return True
 
 
-@pytest.mark.parametrize("strategy", [Head, Gated])
+@pytest.mark.parametrize("strategy", [Head, Gated, TrainsOnTheSource])
 @pytest.mark.parametrize("backbone", tiny_backbones())
 def test_strategies_that_keep_every_promise_pass(
     strategy: type[Strategy], backbone: type[Backbone], tmp_path: Path
@@ -199,6 +229,7 @@ def test_strategies_that_keep_every_promise_pass(
     ("planted", "promise", "backbone"),
     [
         (NothingTrains, "a_step_has_a_finite_loss_and_something_trains", TinyBackbone),
+        (CountsOnNegatives, "it_learns_profile_labels_too", TinyBackbone),
         (OnlyGradientsAreStopped, "what_is_frozen_stays_byte_identical", BufferedBackbone),
         (OnlyGradientsAreStopped, "what_is_frozen_stays_in_evaluation_mode", BufferedBackbone),
         (OnlyGradientsAreStopped, "the_leading_frozen_stages_compute_the_same_for_good", BufferedBackbone),
@@ -308,15 +339,51 @@ def test_a_planted_policy_breaks_its_promise(promise: str) -> None:
 @given(batch=batches())
 def test_drawn_batches_are_as_the_loader_makes_them(batch: Batch) -> None:
     check(batch)
+    assert batch.source is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(batch=batches(max_windows=3))
+def test_drawn_batches_can_have_source_windows(batch: Batch) -> None:
+    check(batch)
+    assert batch.source is not None
+    assert len(batch.source) <= 3
+    check_windows(batch.source)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_random_batches_are_as_the_loader_makes_them(seed: int) -> None:
-    check(random_batch(seed=seed, num_negatives=3))
+    batch = random_batch(seed=seed, num_negatives=3)
+    check(batch)
+    assert batch.source is None
+    assert torch.equal(random_batch(seed=seed, num_negatives=3, num_windows=5).sequence, batch.sequence)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7])
+def test_random_batches_can_have_source_windows(length: int) -> None:
+    batch = random_batch(length=length, num_windows=5)
+    check(batch)
+    assert batch.source is not None
+    assert batch.source.inputs.shape == (5, length)
+    check_windows(batch.source)
+
+
+def test_the_labels_of_a_window_are_the_items_that_follow() -> None:
+    window = random_windows(3, 6, num_items=1000, seed=1)
+    both = window.labels[:, :-1] != 0
+    assert torch.equal(window.labels[:, :-1][both], window.inputs[:, 1:][both])
+
+
+@settings(max_examples=30, deadline=None)
+@given(window=windows(num_items=5, max_windows=3, max_length=6))
+def test_drawn_windows_are_as_the_loader_makes_them(window: Windows) -> None:
+    assert window.inputs.max() <= 5
+    check_windows(window)
 
 
 def check(batch: Batch) -> None:
-    assert {tensor.dtype for tensor in vars(batch).values()} == {torch.int64}
+    tensors = {name: part for name, part in vars(batch).items() if name != "source"}
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.int64}
     assert len(set(batch.user.tolist())) == len(batch.user) == len(batch.sequence)
     assert set(batch.row.tolist()) == set(range(len(batch.user)))
     assert (batch.negative != batch.positive.unsqueeze(1)).all()
@@ -324,6 +391,15 @@ def check(batch: Batch) -> None:
     assert (batch.sequence[:, -1] != 0).all()
     is_item = batch.sequence != 0
     assert (is_item[:, 1:] >= is_item[:, :-1]).all()  # padding in front only
+
+
+def check_windows(window: Windows) -> None:
+    assert window.inputs.shape == window.labels.shape
+    assert torch.equal(window.inputs != 0, window.labels != 0)
+    assert (window.labels[:, -1] != 0).all()
+    is_item = window.inputs != 0
+    assert (is_item[:, 1:] >= is_item[:, :-1]).all()
+    assert torch.equal(window.inputs[:, 1:], torch.where(is_item[:, :-1], window.labels[:, :-1], window.inputs[:, 1:]))
 
 
 @settings(max_examples=30, deadline=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -20,8 +20,24 @@ from finetune_kit.sections import EvaluationOptions
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+    from finetune_kit.data.batch import Batch
     from finetune_kit.data.dataset import Dataset
-    from finetune_kit.strategy import Strategy
+    from finetune_kit.strategy import Encoded
+    from finetune_kit.task import Task
+
+
+class Encoder(Protocol):
+    """What can be evaluated: a strategy, or what takes its place."""
+
+    @property
+    def task(self) -> Task:
+        """What scores user vectors."""
+
+    def eval(self) -> Any:
+        """Switch to evaluation."""
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Return the user vectors of a batch."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +103,7 @@ class Evaluator:
         return replace(self, instances=instances)
 
     @torch.no_grad()
-    def evaluate(self, strategy: Strategy, fabric: Fabric, protocols: tuple[str, ...] | None = None) -> Evaluation:
+    def evaluate(self, strategy: Encoder, fabric: Fabric, protocols: tuple[str, ...] | None = None) -> Evaluation:
         """Return ranks, and gates where the strategy has them; leaves the strategy in evaluation mode."""
         strategy.eval()
         gates: list[Tensor] = []

@@ -9,13 +9,12 @@ import numpy as np
 import torch
 
 from finetune_kit.data.loading import evaluation_batches
-from finetune_kit.evaluation.evaluate import joined
+from finetune_kit.evaluation.evaluate import Encoder, joined
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from finetune_kit.data.labelled import LabelledDataset
-    from finetune_kit.strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class LabelEvaluator:
         return replace(self, instances=instances)
 
     @torch.no_grad()
-    def evaluate(self, strategy: Strategy, fabric: Fabric) -> LabelEvaluation:
+    def evaluate(self, strategy: Encoder, fabric: Fabric) -> LabelEvaluation:
         """Return predictions, and gates where the strategy has them; leaves the strategy in evaluation mode."""
         strategy.eval()
         users, actual, predicted, gates, probabilities = [], [], [], [], []

@@ -28,7 +28,14 @@ from finetune_kit.testing.backbones import (  # noqa: E402
     randomise,
     tiny_backbones,
 )
-from finetune_kit.testing.batches import batches, random_batch, random_sequence, sequences  # noqa: E402
+from finetune_kit.testing.batches import (  # noqa: E402
+    batches,
+    random_batch,
+    random_sequence,
+    random_windows,
+    sequences,
+    windows,
+)
 from finetune_kit.testing.policy_contract import PolicyContract  # noqa: E402
 from finetune_kit.testing.strategy_contract import StrategyContract  # noqa: E402
 
@@ -42,7 +49,9 @@ __all__ = [
     "batches",
     "random_batch",
     "random_sequence",
+    "random_windows",
     "randomise",
     "sequences",
     "tiny_backbones",
+    "windows",
 ]

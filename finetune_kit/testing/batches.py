@@ -6,15 +6,26 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from finetune_kit.data.batch import Batch
+from finetune_kit.data.batch import Batch, Windows
 
 
-def random_sequence(num_users: int, length: int, num_items: int, seed: int = 0) -> Tensor:
-    """Return item ids ``(users, length)``, left-padded with 0; histories have from 1 to ``length`` items."""
+def random_sequence(num_users: int, length: int, num_items: int, seed: int = 0, *, min_items: int = 1) -> Tensor:
+    """Return item ids ``(users, length)``, left-padded with 0; histories have ``min_items`` to ``length`` items."""
     random = torch.Generator().manual_seed(seed)
     items = torch.randint(1, num_items + 1, (num_users, length), generator=random)
-    lengths = torch.randint(1, length + 1, (num_users, 1), generator=random)
+    lengths = torch.randint(min_items, length + 1, (num_users, 1), generator=random)
     return items * (torch.arange(length) >= length - lengths)
+
+
+def random_windows(num_windows: int, length: int, num_items: int, seed: int = 0) -> Windows:
+    """Return windows of the source domain, ``(windows, length)``, each with an item to predict at least."""
+    return _windows(random_sequence(num_windows, length + 1, num_items, seed, min_items=2))
+
+
+def _windows(sequence: Tensor) -> Windows:
+    """Return item ids ``(windows, length + 1)``, two of them at least, as inputs and what follows each."""
+    inputs = sequence[:, :-1]
+    return Windows(inputs, labels=sequence[:, 1:].where(inputs != 0, 0))
 
 
 def random_batch(
@@ -24,9 +35,13 @@ def random_batch(
     num_target_items: int = 9,
     *,
     num_negatives: int = 1,
+    num_windows: int = 0,
     seed: int = 0,
 ) -> Batch:
-    """Return a batch in which every user has an instance and some have two; user ids are not the rows."""
+    """Return a batch in which every user has an instance and some have two; user ids are not the rows.
+
+    With ``num_windows`` it has that many windows of the source domain too, as for a strategy that learns both.
+    """
     random = torch.Generator().manual_seed(seed)
     row = torch.cat([torch.arange(num_users), torch.arange(0, num_users, 2)])
     positive = torch.randint(1, num_target_items + 1, (len(row),), generator=random)
@@ -37,6 +52,7 @@ def random_batch(
         row=row,
         positive=positive,
         negative=negative + (negative >= positive.unsqueeze(1)),
+        source=random_windows(num_windows, length, num_items, seed) if num_windows else None,
     )
 
 
@@ -52,6 +68,12 @@ def sequences(
 
 
 @st.composite
+def windows(draw: st.DrawFn, num_items: int = 20, max_windows: int = 4, max_length: int = 8) -> Windows:
+    """Draw windows of the source domain, ``(windows, length)``, each with an item to predict at least."""
+    return _windows(draw(sequences(num_items, max_windows, max_length + 1, min_items=2)))
+
+
+@st.composite
 def batches(
     draw: st.DrawFn,
     num_items: int = 20,
@@ -59,8 +81,12 @@ def batches(
     max_users: int = 4,
     max_length: int = 8,
     max_negatives: int = 3,
+    max_windows: int = 0,
 ) -> Batch:
-    """Draw batches as `finetune_kit.data.loading` makes them: each user has an item and an instance."""
+    """Draw batches as `finetune_kit.data.loading` makes them: each user has an item and an instance.
+
+    With ``max_windows`` each has from one to that many windows of the source domain too.
+    """
     sequence = draw(sequences(num_items, max_users, max_length, min_items=1))
     num_users = len(sequence)
     extra = draw(st.lists(st.integers(0, num_users - 1), max_size=num_users))
@@ -85,4 +111,5 @@ def batches(
         torch.tensor(row),
         torch.tensor(positive),
         torch.tensor(negative),
+        draw(windows(num_items, max_windows, max_length)) if max_windows else None,
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,11 +21,21 @@ from finetune_kit.plugins import installed
 from finetune_kit.pretend import pretend_device
 from finetune_kit.seeding import seeded
 from finetune_kit.strategy import Strategy
-from finetune_kit.task import ItemTask
+from finetune_kit.task import ItemTask, LabelTask, Task
 from finetune_kit.testing.backbones import randomise, tiny_backbones
 from finetune_kit.testing.batches import random_batch
 
-NUM_ITEMS, NUM_TARGET_ITEMS, LENGTH, MAX_LENGTH = 20, 9, 7, 12
+NUM_ITEMS, NUM_TARGET_ITEMS, NUM_CLASSES, LENGTH, MAX_LENGTH = 20, 9, 3, 7, 12
+
+
+def item_task(dim: int) -> Task:
+    """Return the task of ranking the target items of `StrategyContract.make_batch`."""
+    return ItemTask(dim, NUM_TARGET_ITEMS)
+
+
+def label_task(dim: int) -> Task:
+    """Return the task of telling the class of a profile label."""
+    return LabelTask(dim, NUM_CLASSES)
 
 
 class StrategyContract:
@@ -53,18 +64,25 @@ class StrategyContract:
         """Return a backbone with random weights, the same at each call."""
         return randomise(backbone_class(NUM_ITEMS, MAX_LENGTH))
 
-    def make_strategy(self, backbone_class: type[Backbone], seed: int = 0) -> Strategy:
-        """Return the strategy, newly built over `make_backbone`, in evaluation mode."""
-        component = installed().component("strategy", self.strategy)
-        strategy = component.load()
-        options = resolve(strategy.Options, {**component.preset, **self.options}, "strategy")
+    def strategy_class(self) -> type[Strategy]:
+        """Return the class behind the strategy's name."""
+        return installed().component("strategy", self.strategy).load()
+
+    def make_strategy(
+        self, backbone_class: type[Backbone], seed: int = 0, make_task: Callable[[int], Task] = item_task
+    ) -> Strategy:
+        """Return the strategy, newly built over `make_backbone`, in evaluation mode; tasks are made from a width."""
+        strategy = self.strategy_class()
+        preset = installed().component("strategy", self.strategy).preset
+        options = resolve(strategy.Options, {**preset, **self.options}, "strategy")
         with seeded(seed, "strategy"):
             backbone = self.make_backbone(backbone_class)
-            return strategy(backbone, ItemTask(backbone.dim, NUM_TARGET_ITEMS), options, seed=seed).eval()
+            return strategy(backbone, make_task(backbone.dim), options, seed=seed).eval()
 
     def make_batch(self, seed: int = 0) -> Batch:
-        """Return what one `forward` of the strategy takes."""
-        return random_batch(6, LENGTH, NUM_ITEMS, NUM_TARGET_ITEMS, seed=seed)
+        """Return what one `forward` of the strategy takes, with source windows if it needs them."""
+        num_windows = 4 if self.strategy_class().needs_source_batches else 0
+        return random_batch(6, LENGTH, NUM_ITEMS, NUM_TARGET_ITEMS, num_windows=num_windows, seed=seed)
 
     def train(self, strategy: Strategy, device: torch.device | str = "cpu") -> Iterator[Tensor]:
         """Train for `num_epochs` as the loop does, yielding each loss while its gradients are there."""
@@ -103,6 +121,20 @@ class StrategyContract:
         assert loss.dim() == 0
         assert loss.isfinite()
         assert strategy.num_parameters()[0] > 0
+
+    def test_it_learns_profile_labels_too(self, backbone_class: type[Backbone]) -> None:
+        """With classes for answers and no negatives, a step has a finite loss and gradients, and classes get scores."""
+        strategy = self.make_strategy(backbone_class, make_task=label_task)
+        batch = self.make_batch()
+        batch = replace(
+            batch, positive=batch.positive % NUM_CLASSES + 1, negative=batch.negative.new_empty(len(batch), 0)
+        )
+        strategy.train().start_epoch(1)
+        loss = strategy(batch)
+        loss.backward()
+        assert loss.isfinite()
+        assert any(parameter.grad is not None and parameter.grad.any() for parameter in strategy.parameters())
+        assert _scores(strategy.eval(), batch).shape == (len(batch.user), NUM_CLASSES)
 
     def test_what_is_frozen_stays_byte_identical(self, backbone_class: type[Backbone]) -> None:
         """Frozen parameters, and the buffers of modules whose parameters are frozen, don't change."""

@@ -16,7 +16,7 @@ from finetune_kit.data.labelled import LabelledDataset, for_task
 from finetune_kit.data.split import Split, split, unseen_in_training
 from finetune_kit.environment import git_state, versions
 from finetune_kit.errors import DataError
-from finetune_kit.evaluation.evaluate import Evaluator
+from finetune_kit.evaluation.evaluate import Encoder, Evaluator
 from finetune_kit.evaluation.labels import LabelEvaluator
 from finetune_kit.files import write_text
 from finetune_kit.plugins import installed
@@ -103,7 +103,7 @@ class Experiment:
         """The metric that chooses the best epoch on validation, as in the paper."""
         return "mrr@5" if self.config.run.task == "items" else "accuracy"
 
-    def validator(self, strategy: Strategy) -> Callable[[], dict[str, float]]:
+    def validator(self, strategy: Encoder) -> Callable[[], dict[str, float]]:
         """Return a function that measures a strategy on the validation part: metrics, `monitor` among them.
 
         Items are ranked by the first of ``evaluation.protocols`` alone.

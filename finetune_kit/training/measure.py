@@ -13,6 +13,7 @@ from finetune_kit.evaluation.evaluate import Evaluation, Evaluator
 from finetune_kit.evaluation.labels import LabelEvaluation, LabelEvaluator, class_balance, majority
 from finetune_kit.evaluation.references import REFERENCES
 from finetune_kit.files import write_table
+from finetune_kit.training.control import SinglePolicy, best_single_policy
 
 if TYPE_CHECKING:
     from finetune_kit.strategy import Strategy
@@ -28,7 +29,8 @@ class Measured:
 
     Args:
         metrics: ``valid`` and ``test`` (for items by ranking protocol), ``references`` on the test part, ``instances``
-            per part, for profile labels ``classes``, and for strategies with gates ``gates``.
+            per part, for profile labels ``classes``, and for strategies with gates ``gates`` and ``control`` (the best
+            single policy for all users at equal usage)
         tables: Name to columns, for the Parquet files of the run folder.
     """
 
@@ -52,10 +54,24 @@ def measure(experiment: Experiment, strategy: Strategy) -> Measured:
             metrics, instances, policy = _measure_items(experiment, strategy, evaluator, advance)
     metrics["instances"] = {name: len(getattr(parts, name)) for name in ("train", "valid", "test")}
     tables = {"instances": instances, "split": _split_table(experiment)}
-    if policy is not None:
+    if policy is not None and policy.gates is not None:
         metrics["gates"] = gate_summary(policy)
         tables["policy"] = _policy_table(policy)
+        if single := best_single_policy(experiment, strategy, policy.gates):
+            values, columns = _measure_control(experiment, single)
+            metrics["control"] = {"gates": list(single.gates), "test": values}
+            instances.update({f"control_{name}": column for name, column in columns.items()})
     return Measured(metrics, tables)
+
+
+def _measure_control(experiment: Experiment, single: SinglePolicy) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the test metrics of a single policy for all users, and its ranks or predictions per test instance."""
+    evaluator = experiment.evaluator(experiment.split.test)
+    if isinstance(evaluator, LabelEvaluator):
+        predicted = evaluator.evaluate(single, experiment.fabric)
+        return predicted.metrics(), {"predicted": predicted.predicted}
+    test = evaluator.evaluate(single, experiment.fabric)
+    return test.metrics(experiment.config.evaluation.cutoffs), _rank_columns(test)
 
 
 def _measure_items(
@@ -79,8 +95,12 @@ def _measure_items(
         "test": test.metrics(options.cutoffs),
         "references": references,
     }
-    ranks = {f"rank_{protocol}": values for protocol, values in test.ranks.items()}
-    return metrics, {"user": target.user[test.instance], "item": target.item[test.instance], **ranks}, policy
+    instances = {"user": target.user[test.instance], "item": target.item[test.instance], **_rank_columns(test)}
+    return metrics, instances, policy
+
+
+def _rank_columns(evaluation: Evaluation) -> dict[str, np.ndarray]:
+    return {f"rank_{protocol}": ranks for protocol, ranks in evaluation.ranks.items()}
 
 
 def _measure_label(

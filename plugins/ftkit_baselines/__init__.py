@@ -29,4 +29,14 @@ def ftkit_strategies() -> list[Component]:
         Component(
             "finetune-all", "Everything is trained, starting from the pre-trained backbone", f"{target}FinetuneAll"
         ),
+        Component(
+            "mtl",
+            "No pre-training: one backbone learns source and target domain at once",
+            "ftkit_baselines.mtl:Mtl",
+        ),
+        Component(
+            "peterrec",
+            "Adapters inside the frozen pre-trained backbone are trained (SIGIR 2020)",
+            "ftkit_baselines.peterrec:PeterRec",
+        ),
     ]

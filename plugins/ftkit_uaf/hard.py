@@ -18,12 +18,13 @@ and I_l = z_0 of block l enters Eq. 6 (`branches.py`).
 Differences from the authors' code: there the sigmoid of the linear output stands in for log π
 (``logits=sigmoid``), and the noise stays on at evaluation (``evaluation=sample``, here with a noise that is a
 function of seed and user, so that evaluating twice gives the same numbers). The paper does not say what it does at
-evaluation; greedy is what it says of UAF-RL. ``usage_weight`` is ours, in the spirit of UAF-RL's reward (Eq. 13).
+evaluation; greedy is what it says of UAF-RL. Ours are an annealed temperature (``final_temperature``), and
+``usage_weight`` and its like (`collapse.py`).
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,29 +32,26 @@ from pydantic import Field
 from torch import Tensor
 
 from finetune_kit.data.batch import Batch
-from finetune_kit.options import Options
 from finetune_kit.policy import make_policy
 from finetune_kit.seeding import uniform_per_user
 from finetune_kit.strategy import Encoded, Strategy
 from ftkit_uaf.branches import add_tuned_branches
+from ftkit_uaf.collapse import LearnedPolicyOptions, collapse_loss
 
 
-class UafHardOptions(Options):
+class UafHardOptions(LearnedPolicyOptions):
     """Options of UAF-Hard."""
 
     temperature: float = Field(10.0, gt=0)
     """τ of Eq. 10: the larger, the more even the gradient between the two actions."""
-    policy: str = "conv"
-    """The policy network, by name."""
-    policy_options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the policy network, e.g. strategy.policy_options.mask_padding=false."""
+    final_temperature: float | None = Field(None, gt=0)
+    """τ after annealing_epochs, approached by the same factor each epoch; none keeps temperature (the paper)."""
+    annealing_epochs: int = Field(20, ge=1)
+    """Epochs from temperature to final_temperature, where that is set."""
     logits: Literal["log-softmax", "sigmoid"] = "log-softmax"
     """What stands for log π: log-softmax of the policy's output (the paper) or its sigmoid (the authors' code)."""
     evaluation: Literal["greedy", "sample", "expected"] = "greedy"
     """At evaluation: the likelier action, an action drawn once per user, or the probability itself as a soft gate."""
-    usage_weight: float = Field(0.0, ge=0)
-    """Price of fine-tuned blocks: this times the mean gate joins the loss. The paper has none (0); it pulls
-    everybody towards the frozen branches, 0.03 already strongly on the built-in data."""
 
 
 class UafHard(Strategy):
@@ -65,7 +63,15 @@ class UafHard(Strategy):
     def build(self) -> None:
         """Give each block a trainable copy and add the policy; at first both branches compute the same."""
         self.policy = make_policy(self.options.policy, self.backbone, 2, self.options.policy_options)
+        self.temperature = self.options.temperature
         add_tuned_branches(self)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Anneal the temperature, a function of the epoch alone."""
+        super().start_epoch(epoch)
+        first, last = self.options.temperature, self.options.final_temperature
+        progress = min((epoch - 1) / self.options.annealing_epochs, 1.0)
+        self.temperature = first if last is None else first * (last / first) ** progress
 
     def encode(self, batch: Batch) -> Encoded:
         """Return user vectors ``(users, dim)`` with each user's gates applied (Eq. 6)."""
@@ -78,9 +84,10 @@ class UafHard(Strategy):
         return Encoded(vectors, gates, probabilities)
 
     def loss(self, batch: Batch, encoded: Encoded) -> Tensor:
-        """Return the task's loss, plus the price of the fine-tuned blocks in use."""
+        """Return the task's loss, plus the terms against collapse."""
         assert encoded.gates is not None
-        return super().loss(batch, encoded) + self.options.usage_weight * encoded.gates.mean()
+        assert encoded.probabilities is not None
+        return super().loss(batch, encoded) + collapse_loss(self.options, encoded.gates, encoded.probabilities)
 
     def log_probabilities(self, sequence: Tensor) -> Tensor:
         """Return log π, ``(users, blocks, 2)``, of item ids ``(users, length)``."""
@@ -89,14 +96,14 @@ class UafHard(Strategy):
 
     def _train_gates(self, log_probabilities: Tensor) -> Tensor:
         uniform = torch.rand(log_probabilities.shape, generator=self.noise).to(log_probabilities.device)
-        return gumbel_softmax(log_probabilities, uniform, self.options.temperature)[..., 0]
+        return gumbel_softmax(log_probabilities, uniform, self.temperature)[..., 0]
 
     def _evaluation_gates(self, batch: Batch, log_probabilities: Tensor) -> Tensor:
         if self.options.evaluation == "expected":
             return log_probabilities.softmax(dim=-1)[..., 0]
         if self.options.evaluation == "sample":
             draws = uniform_per_user(batch.user, log_probabilities[0].numel(), self.seed)
-            return gumbel_softmax(log_probabilities, draws.view_as(log_probabilities), self.options.temperature)[..., 0]
+            return gumbel_softmax(log_probabilities, draws.view_as(log_probabilities), self.temperature)[..., 0]
         return (log_probabilities[..., 0] > log_probabilities[..., 1]).to(log_probabilities.dtype)
 
 

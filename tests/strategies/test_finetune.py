@@ -64,12 +64,11 @@ def test_each_trains_what_the_paper_says(
     assert strategy.frozen_stages == frozen_stages
 
 
-def test_only_finetune_zero_starts_from_random_weights() -> None:
-    components = installed().components("strategy")
-    fresh = {
-        name for name in components if name.startswith("finetune-") and not components[name].load().needs_pretrained
-    }
-    assert fresh == {"finetune-zero"}
+def test_only_finetune_zero_and_mtl_start_from_random_weights() -> None:
+    components = installed().components("strategy").items()
+    baselines = {name: component.load() for name, component in components if "ftkit_baselines" in component.target}
+    assert {name for name, strategy in baselines.items() if not strategy.needs_pretrained} == {"finetune-zero", "mtl"}
+    assert {name for name, strategy in baselines.items() if strategy.needs_source_batches} == {"mtl"}
 
 
 def test_more_blocks_than_there_are_is_refused_with_both_numbers() -> None:
