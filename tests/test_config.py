@@ -146,3 +146,35 @@ def test_numbers_keep_every_digit_in_toml():
     assert through_toml({"a": {"b": math.pi, "c": 1e22, "d": 2**63 - 1}}) == {
         "a": {"b": math.pi, "c": 1e22, "d": 2**63 - 1}
     }
+
+
+def test_the_papers_preset_has_its_sizes_and_what_is_given_comes_first():
+    config = resolve_config({"run": {"strategy": "uaf-hard", "preset": "paper"}, "finetune": {"learning_rate": "0.01"}})
+    assert (config.backbone.dim, config.backbone.num_blocks) == (128, 8)
+    assert (config.pretrain.learning_rate, config.pretrain.batch_size) == (1e-4, 256)
+    assert (config.finetune.learning_rate, config.finetune.batch_size) == (0.01, 256)
+    assert config.finetune.batching == "instances"
+    assert config.strategy == resolve_config({"run": {"strategy": "uaf-hard"}}).strategy
+
+
+def test_the_authors_preset_switches_every_point_in_which_their_code_differs():
+    config = resolve_config({"run": {"strategy": "uaf-hard", "preset": "authors"}})
+    assert (config.finetune.pooling, config.finetune.loss) == ("mean", "bce")
+    assert (config.strategy.logits, config.strategy.evaluation) == ("sigmoid", "sample")
+    assert config.strategy.policy_options == {"mask_padding": False}
+    assert config.backbone.mask_padding is False
+    assert (config.data.split, config.pretrain.windows) == ("authors", "latest")
+    assert (config.backbone.dim, config.finetune.learning_rate) == (128, 1e-4)
+    rl = resolve_config({"run": {"strategy": "uaf-rl", "preset": "authors"}})
+    assert rl.strategy.reward == "authors"
+
+
+def test_a_preset_knows_which_policy_it_is_for():
+    sections = {"run": {"strategy": "uaf-soft", "preset": "authors"}, "strategy": {"policy": "gru"}}
+    assert resolve_config(sections).strategy.policy_options == {}
+
+
+def test_a_recorded_preset_changes_nothing_when_the_configuration_is_read_again(tmp_path):
+    config = resolve_config({"run": {"strategy": "uaf-hard", "preset": "authors"}, "finetune": {"pooling": "last"}})
+    (tmp_path / "config.toml").write_text(to_toml(config.tables()))
+    assert resolve_config(read_toml(tmp_path / "config.toml")).tables() == config.tables()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from finetune_kit.losses import binary_cross_entropy, bpr, sampled_softmax
+from finetune_kit.losses import binary_cross_entropy, bpr, next_item, sampled_softmax
 
 
 def sigmoid(x: float) -> float:
@@ -41,6 +41,21 @@ def test_a_loss_equals_its_slow_loop(
     found = loss(torch.from_numpy(scores[:, 0].copy()), torch.from_numpy(scores[:, 1:].copy()))
     assert found.dim() == 0
     assert found.item() == pytest.approx(slow(scores[:, 0].tolist(), scores[:, 1:].tolist()), abs=1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(labels=arrays("int64", (3, 4), elements=st.integers(0, 5)).filter(lambda labels: labels.any()))
+def test_the_next_item_loss_equals_its_slow_loop(labels: object) -> None:
+    torch.manual_seed(0)
+    hidden, output = torch.randn(3, 4, 2), torch.nn.Linear(2, 5)
+    losses = []
+    for window in range(3):
+        for position in range(4):
+            if label := int(labels[window, position]):
+                exps = [math.exp(value) for value in output(hidden[window, position]).tolist()]
+                losses.append(-math.log(exps[label - 1] / sum(exps)))
+    found = next_item(hidden, torch.from_numpy(labels), output)
+    assert found.item() == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
 
 def test_losses_by_hand() -> None:

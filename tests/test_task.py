@@ -5,7 +5,7 @@ from hypothesis import given, settings
 
 from finetune_kit.data.batch import Batch
 from finetune_kit.losses import binary_cross_entropy, bpr, sampled_softmax
-from finetune_kit.task import ItemTask
+from finetune_kit.task import ItemTask, LabelTask
 from finetune_kit.testing import batches
 
 
@@ -52,3 +52,36 @@ def test_the_full_softmax_needs_no_negatives(batch: Batch) -> None:
         batch
     )
     torch.testing.assert_close(task.loss(vectors, without), expected, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(batch=batches(num_target_items=9))
+def test_ranks_among_candidates_equal_a_slow_loop(batch: Batch) -> None:
+    torch.manual_seed(0)
+    task, vectors = ItemTask(4, 9), torch.randn(len(batch.user), 4).round()  # some level scores
+    candidates = task.draw_candidates(batch, 7, torch.Generator().manual_seed(1))
+    assert (candidates != batch.positive.unsqueeze(1)).all()
+    expected = []
+    for instance, row in enumerate(batch.row.tolist()):
+        of = task.scores_of(vectors[row : row + 1].expand(len(batch), -1), batch.positive.unsqueeze(1))
+        own, rank = of[instance, 0].item(), 1.0
+        for candidate in candidates[instance].tolist():
+            score = task.scores_of(vectors[row : row + 1], torch.tensor([[candidate]])).item()
+            rank += 1.0 if score > own else 0.5 if score == own else 0.0
+        expected.append(rank)
+    assert task.ranks(vectors, batch, candidates).tolist() == expected
+
+
+@settings(max_examples=15, deadline=None)
+@given(batch=batches(num_target_items=4))
+def test_a_label_is_learned_by_cross_entropy_and_ranked_among_all_other_classes(batch: Batch) -> None:
+    torch.manual_seed(0)
+    task, vectors = LabelTask(3, 4), torch.randn(len(batch.user), 3)
+    logs = F.log_softmax(task.scores(vectors), dim=1)
+    expected = [-logs[r, p - 1].item() for r, p in zip(batch.row.tolist(), batch.positive.tolist(), strict=True)]
+    assert task.loss(vectors, batch).item() == pytest.approx(sum(expected) / len(expected), abs=1e-6)
+    candidates = task.draw_candidates(batch, 99, torch.Generator())
+    for positive, others in zip(batch.positive.tolist(), candidates.tolist(), strict=True):
+        assert sorted([positive, *others]) == [1, 2, 3, 4]
+    is_hit = task.ranks(vectors, batch, candidates) <= task.hit_rank
+    assert torch.equal(is_hit, task.scores(vectors).argmax(dim=1)[batch.row] == batch.positive - 1)

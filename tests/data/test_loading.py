@@ -70,7 +70,7 @@ def test_a_batch_has_each_user_once_with_their_latest_items(dataset: Memory, max
     assert batch.positive.tolist() == dataset.target.item[instances].tolist()
     for user, sequence in zip(batch.user.tolist(), batch.sequence.tolist(), strict=True):
         assert sequence == padded(dataset.histories[user - 1], max_length)
-    assert {tensor.dtype for tensor in vars(batch).values()} == {torch.int64}
+    assert {tensor.dtype for tensor in vars(batch).values() if tensor is not None} == {torch.int64}
     assert batch.negative.shape == (len(instances), 0)
 
 
@@ -192,3 +192,22 @@ def test_every_event_but_the_first_is_a_label_exactly_once(dataset: Memory, leng
             if label
         ]
         assert sorted(labels) == sorted(unique[1:])
+
+
+def test_source_windows_go_round_and_are_shuffled_anew_each_time() -> None:
+    histories = [[1, 2, 3], [4, 5], [6, 7, 8], [9, 1]]
+    target = Target(np.array([1, 1, 2, 3, 4]), np.array([1, 2, 3, 4, 5]), np.zeros(5, np.int64))
+    memory = Memory(histories, target)
+    source = SourceWindows(memory, np.arange(1, 5), 3, 3)  # two batches, of 3 windows and of 1
+    batches = TargetBatches(memory, np.arange(5), 1, 3, batching="instances", source=source)
+    one, again = ([batch.source for batch in batches.epoch(torch.Generator().manual_seed(0))] for _ in range(2))
+    assert [len(windows) for windows in one] == [3, 1, 3, 1, 3]
+    assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(one, again, strict=True))
+    first_round = torch.cat([one[0].inputs, one[1].inputs])
+    second_round = torch.cat([one[2].inputs, one[3].inputs])
+    assert sorted(first_round.tolist()) == sorted(second_round.tolist())
+    assert one[0].to("cpu").labels.shape == (3, 3)
+    plain = TargetBatches(memory, np.arange(5), 1, 3, batching="instances")
+    drawn = [batch.positive.tolist() for batch in plain.epoch(torch.Generator().manual_seed(0))]
+    assert all(batch.source is None for batch in plain.epoch(torch.Generator().manual_seed(0)))
+    assert len(drawn) == 5

@@ -105,3 +105,11 @@ def test_a_fraction_leaves_the_known_instances_whole():
     assert len(tenth.train) == len(whole.train) // 10
     assert np.array_equal(tenth.known, whole.train)
     assert np.array_equal(tenth.test, whole.test)
+
+
+def test_the_authors_split_is_80_20_with_one_part_for_validation_and_test():
+    parts = split(np.arange(100) // 3, "authors", seed=0)
+    assert len(parts.train) == 80
+    assert (parts.valid == parts.test).all()
+    assert sorted([*parts.train, *parts.test]) == list(range(100))
+    assert (parts.train == split(np.arange(100) // 3, "authors", seed=0).train).all()

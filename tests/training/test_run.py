@@ -323,6 +323,38 @@ def test_dropping_all_instances_of_a_part_is_refused(dataset: Dataset) -> None:
         _ = runner(dataset, data={"fraction": 0.008, "unseen": "drop"}).split
 
 
+def test_a_profile_label_is_learned_and_measured_beside_the_commonest_class(dataset: Dataset, tmp_path: Path) -> None:
+    made = runner(dataset, "uaf-hard", run={"task": "label:kind"}, finetune={"epochs": 1})
+    metrics, folder = whole_run(made, tmp_path)
+    assert metrics["test"].keys() == metrics["valid"].keys() == {"accuracy", "f1_macro"}
+    assert metrics["references"].keys() == {"majority"}
+    assert sum(shares["test"] for shares in metrics["classes"].values()) == pytest.approx(1)
+    rows = read_table(folder / "instances.parquet")
+    assert (rows["class"] == rows["predicted"]).mean() == pytest.approx(metrics["test"]["accuracy"])
+    kinds = dataset.labels["kind"].value
+    assert (rows["class"] == kinds[rows["user"] - 1]).all()
+    assert len(read_table(folder / "policy.parquet")["user"]) == (kinds >= 0).sum()
+    run = load_run(folder, dataset)
+    assert run.dataset.raw_target_items() == list(dataset.labels["kind"].classes)
+    evaluated = made.evaluator(made.split.test).evaluate(run.strategy, made.fabric)
+    assert evaluated.metrics() == metrics["test"]
+
+
+def test_a_run_with_gates_is_measured_beside_the_best_single_policy(dataset: Dataset, tmp_path: Path) -> None:
+    metrics, folder = whole_run(runner(dataset, "uaf-random"), tmp_path)
+    control, rows = metrics["control"], read_table(folder / "instances.parquet")
+    hits = rows["control_rank_full"] <= 5
+    assert hits.mean() == pytest.approx(control["test"]["full"]["hr@5"])
+    assert len(control["gates"]) == 2
+    assert "control" not in whole_run(runner(dataset, "finetune-cls"), tmp_path)[0]
+
+
+def test_the_split_of_the_authors_code_warns(dataset: Dataset) -> None:
+    made = runner(dataset, data={"split": "authors"})
+    assert len(made.split.valid) == len(made.split.test)
+    assert any("chooses the best epoch on the test part" in line for line in made.progress.lines)
+
+
 def test_an_interrupted_run_goes_on_to_the_same_weights(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

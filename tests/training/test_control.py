@@ -1,0 +1,71 @@
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from finetune_kit.strategy import Strategy
+from finetune_kit.task import ItemTask
+from finetune_kit.testing import TinyBackbone, random_batch, randomise
+from finetune_kit.training.control import SinglePolicy, best_single_policy, choices_at_equal_usage
+from ftkit_uaf.random import UafRandom
+
+
+def strategy(num_blocks: int = 3) -> Strategy:
+    torch.manual_seed(0)
+    made = UafRandom(
+        randomise(TinyBackbone(20, 12, TinyBackbone.Options(num_blocks=num_blocks))),
+        ItemTask(TinyBackbone(2, 2).dim, 9),
+    )
+    with torch.no_grad():
+        for block in made.backbone.blocks:
+            for parameter in block.tuned.parameters():
+                parameter.add_(torch.randn_like(parameter))
+    return made.eval()
+
+
+@pytest.mark.parametrize(
+    ("gates", "counts"),
+    [
+        ([[1, 0, 0], [0, 1, 0]], {1}),
+        ([[1, 1, 0], [0, 1, 0]], {1, 2}),
+        ([[0, 0, 0], [0, 0, 0]], {0}),
+        ([[1.0, 1.0, 1.0]], {3}),
+        ([[0.3, 0.3, 0.3]], {0, 1}),
+    ],
+)
+def test_equal_usage_is_the_mean_number_of_fine_tuned_blocks_rounded_down_and_up(
+    gates: list[list[float]], counts: set[int]
+) -> None:
+    choices = list(choices_at_equal_usage(np.array(gates)))
+    expected = [choice for choice in itertools.product((0, 1), repeat=3) if sum(choice) in counts]
+    assert sorted(choices) == sorted(expected)
+
+
+def test_a_single_policy_gives_every_user_the_same_gates() -> None:
+    made, batch = strategy(), random_batch(6)
+    encoded = SinglePolicy(made, (1, 0, 1)).eval().encode(batch)
+    gates = torch.tensor([[1.0, 0, 1]]).expand(6, -1)
+    assert torch.equal(encoded.gates, gates)
+    assert torch.equal(encoded.vectors, made.backbone.user_vectors(batch.sequence, gates))
+
+
+def test_validation_chooses_the_single_policy() -> None:
+    made = strategy()
+    asked = []
+
+    def validator(policy: SinglePolicy) -> object:
+        asked.append(policy.gates)
+        return lambda: {"mrr@5": {(0, 1, 0): 0.3}.get(policy.gates, 0.1)}
+
+    experiment = SimpleNamespace(validator=validator, monitor="mrr@5")
+    best = best_single_policy(experiment, made, np.array([[1, 0, 0], [0, 0, 1]]))
+    assert best is not None
+    assert best.gates == (0, 1, 0)
+    assert sorted(asked) == [(0, 0, 1), (0, 1, 0), (1, 0, 0)]
+
+
+def test_more_choices_than_are_worth_the_time_are_not_tried() -> None:
+    gates = np.tile([1, 0], (2, 6))  # 6 of 12 blocks: 924 choices
+    assert best_single_policy(SimpleNamespace(), strategy(), gates) is None
