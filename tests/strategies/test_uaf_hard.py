@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,12 @@ class TestUafHardSampledAtEvaluation(StrategyContract):
 class TestUafHardExpectedAtEvaluation(StrategyContract):
     strategy = "uaf-hard"
     options = {"evaluation": "expected", "logits": "sigmoid"}  # noqa: RUF012
+    backbones = StrategyContract.backbones[:1]
+
+
+class TestUafHardGru(StrategyContract):
+    strategy = "uaf-hard"
+    options = {"policy": "gru", "final_temperature": 1.0, "annealing_epochs": 2}  # noqa: RUF012
     backbones = StrategyContract.backbones[:1]
 
 
@@ -111,6 +118,29 @@ def test_the_straight_through_gradient_is_that_of_the_relaxation() -> None:
     assert hard.grad.abs().sum() > 0
 
 
+@given(
+    logits=st.lists(st.lists(st.floats(-5, 5), min_size=2, max_size=2), min_size=1, max_size=4),
+    draws=st.lists(st.floats(0.01, 0.99), min_size=8, max_size=8),
+    temperature=st.floats(0.5, 20),
+)
+def test_gates_and_their_gradient_are_what_a_slow_loop_computes(
+    logits: list[list[float]], draws: list[float], temperature: float
+) -> None:
+    uniform = [draws[2 * k : 2 * k + 2] for k in range(len(logits))]
+    leaf = torch.tensor(logits, requires_grad=True)
+    found = gumbel_softmax(leaf, torch.tensor(uniform), temperature)[:, 0]
+    [gradient] = torch.autograd.grad(found.sum(), leaf)
+    for k, (own, drawn) in enumerate(zip(logits, uniform, strict=True)):
+        noisy = [value - math.log(-math.log(u)) for value, u in zip(own, drawn, strict=True)]  # log π + g
+        if abs(noisy[0] - noisy[1]) < 1e-4:
+            continue
+        assert found[k].item() == (1.0 if noisy[0] > noisy[1] else 0.0)
+        exponentials = [math.exp(value / temperature) for value in noisy]
+        alpha = exponentials[0] / sum(exponentials)
+        slope = alpha * (1 - alpha) / temperature
+        assert gradient[k].tolist() == pytest.approx([slope, -slope], abs=1e-5)
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_an_action_is_drawn_as_often_as_its_probability_says(share: float) -> None:
     uniform = torch.rand(20_000, 2, generator=torch.Generator().manual_seed(1))
@@ -141,6 +171,36 @@ def test_training_draws_gates_anew_and_evaluation_takes_the_likelier_action() ->
     assert greedy.gates is not None
     assert greedy.probabilities is not None
     assert torch.equal(greedy.gates, (greedy.probabilities > 0.5).float())
+
+
+def test_the_temperature_falls_by_the_same_factor_each_epoch_then_rests() -> None:
+    strategy = build(temperature=8.0, final_temperature=2.0, annealing_epochs=2)
+    temperatures = []
+    for epoch in (1, 2, 3, 10, 2):  # the last: going on after a crash
+        strategy.start_epoch(epoch)
+        temperatures.append(strategy.temperature)
+    assert temperatures == pytest.approx([8, 4, 2, 2, 4])
+    assert strategy.train().encode(random_batch()).gates is not None
+
+
+def test_without_a_final_temperature_it_stays() -> None:
+    strategy = build(temperature=3.0)
+    strategy.start_epoch(50)
+    assert strategy.temperature == 3.0
+
+
+def test_an_annealed_temperature_is_the_one_in_use() -> None:
+    batch = random_batch()
+    gradients = []
+    for options in ({"temperature": 8.0, "final_temperature": 2.0, "annealing_epochs": 2}, {"temperature": 2.0}):
+        strategy = build(**options).train()
+        strategy.start_epoch(3)
+        gates = strategy.encode(batch).gates
+        assert gates is not None
+        (gates * torch.arange(gates.numel()).view_as(gates)).sum().backward()
+        gradients.append(strategy.policy.output.weight.grad)
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].any()
 
 
 def test_under_another_seed_users_are_sampled_otherwise() -> None:
@@ -217,6 +277,8 @@ def test_the_same_block_may_not_serve_both_branches() -> None:
 def test_wrong_options_are_refused() -> None:
     with pytest.raises(OptionError, match="temperature"):
         build(temperature=0)
+    with pytest.raises(OptionError, match="final_temperature"):
+        build(final_temperature=0)
     with pytest.raises(OptionError, match="tau"):
         build(tau=1)
     with pytest.raises(UnknownNameError, match=r"no policy named 'cnv'. Did you mean 'conv'"):
