@@ -1,5 +1,4 @@
 import importlib.util
-import json
 import re
 import subprocess
 import sys
@@ -57,21 +56,3 @@ def test_every_example_in_the_table_is_there():
     table = (EXAMPLES / "README.md").read_text()
     for path in re.findall(r"examples/[\w./-]+\w", table):
         assert (ROOT / path).exists(), path
-
-
-def test_the_table_of_runs_has_means_and_deviations_of_finished_runs(tmp_path):
-    for seed, value in ((0, 0.2), (1, 0.4)):
-        values = dict.fromkeys(("hr@5", "mrr@5", "ndcg@5", "hr@10"), value)
-        metrics = {
-            "strategy": "mine",
-            "seed": seed,
-            "test": {"full": values},
-            "references": {"popularity": {"full": values}},
-            "seconds": {"finetune": 1.0},
-            "best_epoch": 3,
-        }
-        (tmp_path / str(seed)).mkdir()
-        (tmp_path / str(seed) / "metrics.json").write_text(json.dumps(metrics))
-    (tmp_path / "unfinished").mkdir()
-    table = load("03_table_of_runs").main(sorted(tmp_path.iterdir()))
-    assert table.count("| 2 | 0.3000 ± 0.1414 |") == 2  # the strategy and popularity

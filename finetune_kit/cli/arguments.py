@@ -15,29 +15,29 @@ if TYPE_CHECKING:
     from finetune_kit.config import Config
 
 Data = Annotated[
-    str | None, typer.Option(help="Dataset folder, or a dataset's name.  [default: synthetic]", show_default=False)
+    str | None, typer.Option(help="Dataset folder, or a dataset's name.  \\[default: synthetic]", show_default=False)
 ]
-Backbone = Annotated[str | None, typer.Option(help="Backbone, by name.  [default: nextitnet]", show_default=False)]
+Backbone = Annotated[str | None, typer.Option(help="Backbone, by name.  \\[default: nextitnet]", show_default=False)]
 Task = Annotated[
     str | None,
-    typer.Option(help="What to learn: items, or label:NAME.  [default: items]", show_default=False),
+    typer.Option(help="What to learn: items, or label:NAME.  \\[default: items]", show_default=False),
 ]
 Preset = Annotated[
     str | None,
-    typer.Option(help="Defaults as in the paper, or as in the authors' code.  [default: none]", show_default=False),
+    typer.Option(help="Defaults as in the paper, or as in the authors' code.  \\[default: none]", show_default=False),
 ]
-Seed = Annotated[int | None, typer.Option(help="Seeds everything.  [default: 0]", show_default=False)]
+Seed = Annotated[int | None, typer.Option(help="Seeds everything.  \\[default: 0]", show_default=False)]
 Output = Annotated[
-    Path | None, typer.Option(help="Folder to write.  [default: a new one below runs/]", show_default=False)
+    Path | None, typer.Option(help="Folder to write.  \\[default: a new one below runs/]", show_default=False)
 ]
 Epochs = Annotated[int | None, typer.Option(help="At most so many fine-tuning epochs.")]
 BatchSize = Annotated[int | None, typer.Option(help="Instances per fine-tuning step.")]
 LearningRate = Annotated[float | None, typer.Option(help="Of fine-tuning.")]
 MaxLength = Annotated[int | None, typer.Option(help="Latest source events per user that the model sees.")]
 Device = Annotated[
-    str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.  [default: auto]", show_default=False)
+    str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.  \\[default: auto]", show_default=False)
 ]
-Precision = Annotated[str | None, typer.Option(help="32, bf16-mixed or 16-mixed.  [default: 32]", show_default=False)]
+Precision = Annotated[str | None, typer.Option(help="32, bf16-mixed or 16-mixed.  \\[default: 32]", show_default=False)]
 Set = Annotated[
     list[str] | None,
     typer.Option(

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from finetune_kit.cli import data, environment, evaluate, listings, plugins, sections, train
+from finetune_kit.cli import compare, data, environment, evaluate, listings, plugins, recommend, sections, train
 
 app = typer.Typer(
     name="ftkit",
@@ -25,6 +25,8 @@ app.command("run")(train.run)
 app.command("pretrain")(train.pretrain)
 app.command("finetune")(train.finetune)
 app.command("evaluate")(evaluate.evaluate)
+app.command("recommend")(recommend.recommend)
+app.command("compare")(compare.compare)
 app.add_typer(data.app, name="data")
 app.add_typer(listings.strategies, name="strategies")
 app.add_typer(listings.backbones, name="backbones")
@@ -81,13 +83,14 @@ def main() -> None:
             raise
         code = _explain_usage(error)
     if code == INTERRUPTED:
-        can_resume = sys.argv[1:2] and sys.argv[1] in ("run", "pretrain", "finetune")
-        advice = "; the same command with --resume goes on" if can_resume else ""
+        advice = _GOES_ON.get("".join(sys.argv[1:2]), "")
         print(f"ftkit: interrupted{advice}", file=sys.stderr)
     sys.exit(code)
 
 
 INTERRUPTED = 130
+_RESUME = "; the same command with --resume goes on"
+_GOES_ON = {"run": _RESUME, "pretrain": _RESUME, "finetune": _RESUME, "compare": "; the same command goes on"}
 
 
 def _explain_usage(error: Any) -> int:

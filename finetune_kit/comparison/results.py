@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -61,15 +61,26 @@ class Result:
         values = self.metrics[part]
         return values[protocol][metric] if protocol else values[metric]
 
-    def per_instance(self, metric: str, protocol: str = "") -> np.ndarray:
+    @property
+    def has_control(self) -> bool:
+        """Whether the best single choice of blocks for all users was measured too."""
+        return "control" in self.metrics
+
+    def per_instance(self, metric: str, protocol: str = "", *, control: bool = False) -> np.ndarray:
         """Return what each test instance gives to a metric, ``(instances,)``, in the order of `instances`.
 
         Means are the metric; ``f1_macro`` alone is no mean over instances and raises ``KeyError``.
+
+        Args:
+            metric: Its name.
+            protocol: The ranking protocol; empty for profile labels.
+            control: Of the best single choice of blocks for all users, instead of the policy's choices.
         """
+        prefix = "control_" if control else ""
         if metric == "accuracy":
-            return (self.instances["class"] == self.instances["predicted"]).astype(np.float64)
+            return (self.instances["class"] == self.instances[f"{prefix}predicted"]).astype(np.float64)
         name, _, cutoff = metric.partition("@")
-        rank = self.instances[f"rank_{protocol}"]
+        rank = self.instances[f"{prefix}rank_{protocol}"]
         gain = {"hr": np.ones_like(rank), "mrr": 1 / rank, "ndcg": 1 / np.log2(1 + rank)}[name]
         return (rank <= int(cutoff)) * gain
 
@@ -140,10 +151,15 @@ class Results:
 
     def name(self, setting: Setting) -> str:
         """Return how a row is called: the strategy, and of the rest only what differs between rows."""
-        settings = self.settings
-        parts = [setting.strategy, setting.variant.replace("strategy.", "")]
-        if len({other.backbone for other in settings}) > 1:
-            parts.append(setting.backbone)
-        if len({other.fraction for other in settings}) > 1:
-            parts.append(f"{setting.fraction:.0%} data")
-        return " ".join(part for part in parts if part)
+        return row_name(setting, self.settings)
+
+
+def row_name(setting: Setting, settings: Iterable[Setting]) -> str:
+    """Return how a row among rows is called: the strategy, and of the rest only what differs between them."""
+    settings = list(settings)
+    parts = [setting.strategy, setting.variant.replace("strategy.", "")]
+    if len({other.backbone for other in settings}) > 1:
+        parts.append(setting.backbone)
+    if len({other.fraction for other in settings}) > 1:
+        parts.append(f"{setting.fraction * 100:g}% data")
+    return " ".join(part for part in parts if part)

@@ -1,0 +1,84 @@
+"""What `ftkit compare` prints: the plan of a dry run, and the closing tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune_kit.cli.output import print_json, stdout, table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from finetune_kit.comparison.compare import Prepared
+    from finetune_kit.comparison.results import Results, Setting
+    from finetune_kit.comparison.table import TableData
+
+STYLES = {"best": "bold", "second": "underline"}
+
+
+def print_plan(prepared: Prepared, as_json: bool) -> None:
+    """Print which runs there would be, and which of them are there already."""
+    execution = prepared.execution
+    runs = [
+        {"run": execution.title(cell), "folder": str(execution.path(cell)), "finished": execution.is_finished(cell)}
+        for cell in execution.cells
+    ]
+    if as_json:
+        print_json({"folder": str(execution.folder), "budget": prepared.budget, "runs": runs})
+        return
+    for run in runs:
+        stdout().print(f"{run['run']}{' (there already)' if run['finished'] else ''}", markup=False)
+    missing = sum(not run["finished"] for run in runs)
+    stdout().print(f"{len(runs)} runs, {missing} to train, below {execution.folder}\n{prepared.budget}", markup=False)
+
+
+def print_comparison(results: Results, folder: Path, report: Path | None) -> None:
+    """Print the main tables, the tests against the best row, costs, notes and where all of it is."""
+    from finetune_kit.comparison.control import control_table
+    from finetune_kit.comparison.summary import by_fraction
+    from finetune_kit.comparison.tables import cost_table, main_tables, pair_tables
+
+    for protocol in results.protocols:
+        for data in main_tables(results, [protocol]):
+            _print(data)
+    print("best bold, second best underlined; ± is the standard deviation over seeds\n")
+    for best in _best_rows(results):
+        for data in pair_tables(results, best)[:1]:
+            _print(data, ("diff", "d (inst", "Holm"))
+            print("paired t-tests; d is Cohen's d, Holm is p corrected for all pairs\n")
+    if control := control_table(results):
+        _print(control, ("fine", "per", "single", "Holm"))
+        print("single: the best choice of blocks for all users on validation, at equal usage\n")
+    for part in by_fraction(results).values():
+        _print(cost_table(part), ("trained", "fine", "inst", "pre"))
+    for note in results.notes:
+        stdout().print(note, markup=False)
+    files = "tables.md, table.tex, table.csv" + (f", {report.name}" if report else "")
+    stdout().print(f"{files} in\n{folder}", style="bold", markup=False)
+
+
+def _best_rows(results: Results) -> list[Setting]:
+    """Return the best row of each share of the data and backbone, by the first metric."""
+    from finetune_kit.comparison.summary import of_row
+
+    best: dict[tuple[float, str], tuple[float, Setting]] = {}
+    for setting in results.settings:
+        value = of_row(results, setting, results.metrics[0], results.protocols[0]).mean
+        key = (setting.fraction, setting.backbone)
+        if key not in best or value > best[key][0]:
+            best[key] = (value, setting)
+    return [setting for _, setting in best.values()]
+
+
+def _print(data: TableData, heads: tuple[str, ...] = ("",)) -> None:
+    """Print the first column of a table, and those whose heads begin as given; best bold, second best underlined."""
+    from rich.text import Text
+
+    columns = [0, *(k for k, head in enumerate(data.columns) if k and head.startswith(heads))]
+    names = [data.columns[k].replace(" (", "\n(").replace("-", "-\n") if k else data.columns[k] for k in columns]
+    made = table(data.title, *names, right=names[1:])
+    made.columns[0].no_wrap = True
+    for i, row in enumerate(data.rows):
+        cells = [Text(row[k], style=STYLES.get(data.marks.get((i, k), ""), "")) for k in columns]
+        made.add_row(*cells, end_section=i + 1 in data.rules)
+    stdout().print(made)

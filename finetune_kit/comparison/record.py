@@ -1,0 +1,146 @@
+"""``comparison.json``: the plan of a comparison on disk, from which its results can be read again at any time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from finetune_kit.comparison.results import Result, Results, Setting, row_name
+from finetune_kit.comparison.summary import lost_to_references
+from finetune_kit.errors import CheckpointError, OptionError
+from finetune_kit.files import write_json
+
+FILE = "comparison.json"
+MISSING = "missing: "
+"""What a note on a run that is not there begins with."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run that belongs to a comparison, there or not.
+
+    Args:
+        setting: Its row.
+        tuned: What this configuration tries, by option.
+        seed: Its seed.
+        folder: Its folder, relative to the comparison's.
+        failure: Why it could not be made, when last tried; empty if it was not tried or is there.
+    """
+
+    setting: Setting
+    tuned: Mapping[str, Any]
+    seed: int
+    folder: str
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A comparison's plan, as ``comparison.json`` has it.
+
+    Args:
+        dataset: The dataset's name.
+        dataset_fingerprint: Its content.
+        task: ``"items"`` or ``"label:NAME"``.
+        monitor: The validation metric that chooses among tuned configurations.
+        budget: What tuning every row got, in one line.
+        options: Section to options as they were asked for.
+        tune: Option to the values tried.
+        runs: All runs.
+        notes: Other lines for the reader.
+    """
+
+    dataset: str
+    dataset_fingerprint: str
+    task: str
+    monitor: str
+    budget: str
+    options: Mapping[str, Mapping[str, Any]]
+    tune: Mapping[str, Any]
+    runs: tuple[Planned, ...]
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+    def write(self, folder: Path) -> None:
+        """Write ``comparison.json``."""
+        runs = [{**asdict(run), "setting": run.setting._asdict()} for run in self.runs]
+        write_json(folder / FILE, {**asdict(self), "runs": runs})
+
+    @classmethod
+    def read(cls, folder: Path) -> Record:
+        """Return what ``comparison.json`` says.
+
+        Raises:
+            CheckpointError: When there is none.
+        """
+        path = folder / FILE
+        if not path.exists():
+            raise CheckpointError(f"{str(folder)!r} is no comparison: there is no {FILE}; `ftkit compare` makes one")
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for run in content["runs"]:
+            run["setting"] = Setting(**run["setting"])
+        content["runs"] = tuple(Planned(**run) for run in content["runs"])
+        content["notes"] = tuple(content["notes"])
+        return cls(**content)
+
+
+def refuse_other_data(folder: Path, fingerprint: str) -> None:
+    """Raise if a comparison in the folder is on another dataset than the one with this fingerprint."""
+    if not (folder / FILE).exists():
+        return
+    if (was := Record.read(folder).dataset_fingerprint) != fingerprint:
+        raise OptionError(
+            f"{str(folder)!r} compares on a dataset with fingerprint {was[:12]}; the one given has {fingerprint[:12]}; "
+            "name another --output"
+        )
+
+
+def read_results(folder: Path) -> Results:
+    """Return the finished runs of a comparison, of each row those of the configuration that validation chose.
+
+    Raises:
+        CheckpointError: When the folder holds no comparison, or no run of it is finished.
+    """
+    record = Record.read(folder)
+    there = [run for run in record.runs if (folder / run.folder / "metrics.json").exists()]
+    if not there:
+        reasons = "; ".join(dict.fromkeys(run.failure for run in record.runs if run.failure))
+        raise CheckpointError(f"no run of {str(folder)!r} is finished{': ' + reasons if reasons else ''}")
+    chosen, notes, settings = [], [record.budget], [run.setting for run in record.runs]
+    for setting in dict.fromkeys(run.setting for run in there):
+        runs = [(run, Result.read(setting, run.seed, folder / run.folder)) for run in there if run.setting == setting]
+        tuned, kept = _choose(runs, record.monitor)
+        chosen += kept
+        if tuned:
+            values = ", ".join(f"{path}={value}" for path, value in tuned.items())
+            notes.append(f"{row_name(setting, settings)}: validation chose {values}")
+    results = Results(record.dataset, record.task, tuple(chosen))
+    notes += [*record.notes, *lost_to_references(results)]
+    notes += [f"{MISSING}{_title(run, settings)}" for run in record.runs if run not in there]
+    return replace(results, notes=tuple(notes))
+
+
+def _choose(runs: Iterable[tuple[Planned, Result]], monitor: str) -> tuple[Mapping[str, Any], list[Result]]:
+    """Return the configuration with the best mean validation metric, and its runs; the first of equal ones.
+
+    Configurations that lack a seed which another one has are passed over.
+    """
+    groups: dict[str, tuple[Mapping[str, Any], list[Result]]] = {}
+    for planned, result in runs:
+        groups.setdefault(json.dumps(planned.tuned), (planned.tuned, []))[1].append(result)
+    most = max(len(results) for _, results in groups.values())
+    whole = [group for group in groups.values() if len(group[1]) == most]
+    return max(whole, key=lambda group: sum(valid_metric(result.metrics, monitor) for result in group[1]))
+
+
+def valid_metric(metrics: Mapping[str, Any], monitor: str) -> float:
+    """Return a run's validation metric, under the first ranking protocol where there are protocols."""
+    valid = metrics["valid"]
+    return valid[monitor] if monitor in valid else next(iter(valid.values()))[monitor]
+
+
+def _title(run: Planned, settings: Iterable[Setting]) -> str:
+    tuned = "".join(f", {path}={value}" for path, value in run.tuned.items())
+    return f"{row_name(run.setting, settings)}{tuned}, seed {run.seed}" + (f": {run.failure}" if run.failure else "")

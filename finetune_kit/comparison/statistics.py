@@ -1,0 +1,159 @@
+"""Paired tests between the rows of a comparison: t-tests by SciPy, Holm's correction, Cohen's d.
+
+Of two rows, those of their seeds that both have count. Over instances, a pair is one test instance of one seed under
+both rows; over seeds, the two means. S. Holm, *A simple sequentially rejective multiple test procedure*, Scandinavian
+Journal of Statistics 6, 1979; J. Cohen, *Statistical power analysis for the behavioral sciences*, 1988: d_z is the mean
+of the differences over their standard deviation.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from finetune_kit.comparison.results import Result, Results, Setting
+
+KINDS = ("instances", "seeds")
+"""What is paired."""
+CONSTANT = 1e-12
+"""A spread below this share of the mean is rounding: the differences are all alike."""
+
+
+class Test(NamedTuple):
+    """A paired t-test.
+
+    Args:
+        difference: Mean difference.
+        low: Lower end of its 95 % confidence interval.
+        high: Upper end.
+        effect: Cohen's d_z; infinite where all differences are alike and not 0.
+        p: Two-sided.
+        p_holm: Corrected for all pairs of the same metric and kind; ``p`` itself until then.
+        count: Number of pairs.
+    """
+
+    difference: float
+    low: float
+    high: float
+    effect: float
+    p: float
+    p_holm: float
+    count: int
+
+    def flipped(self) -> Test:
+        """Return the same test of the other minus the one."""
+        return self._replace(difference=-self.difference, low=-self.high, high=-self.low, effect=-self.effect)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows under one metric.
+
+    Args:
+        one: A row.
+        other: Another row of the same share of the data and backbone.
+        metric: What is compared.
+        protocol: The ranking protocol; empty for labels.
+        tests: ``"instances"`` and ``"seeds"`` to the test of one minus other; absent where there is none: of
+            macro F1 over instances, or over a single seed.
+    """
+
+    one: Setting
+    other: Setting
+    metric: str
+    protocol: str
+    tests: Mapping[str, Test]
+
+    def flipped(self) -> Pair:
+        """Return the pair the other way round."""
+        tests = {kind: test.flipped() for kind, test in self.tests.items()}
+        return replace(self, one=self.other, other=self.one, tests=tests)
+
+
+def test_pairs(results: Results) -> list[Pair]:
+    """Return the tests of all pairs of rows on the first ranking protocol, corrected within each table.
+
+    A family of tests, over which Holm's correction goes, is all pairs of one metric, kind, share of the data and
+    backbone.
+    """
+    pairs, protocol = [], results.protocols[0]
+    groups: dict[tuple[float, str], list[Setting]] = {}
+    for setting in results.settings:
+        groups.setdefault((setting.fraction, setting.backbone), []).append(setting)
+    for metric, settings in itertools.product(results.metrics, groups.values()):
+        values = {setting: _Values(results.of(setting), metric, protocol) for setting in settings}
+        family = [
+            Pair(one, other, metric, protocol, dict(_tests(values[one], values[other])))
+            for one, other in itertools.combinations(settings, 2)
+        ]
+        pairs += _corrected(family)
+    return pairs
+
+
+test_pairs.__test__ = False  # pyrefly: ignore[missing-attribute]  (pytest takes it for a test)
+
+
+def paired_t_test(differences: np.ndarray) -> Test:
+    """Return the t-test of differences ``(n,)``, n ≥ 2, against 0; where all are 0, p is 1."""
+    from scipy import stats
+
+    mean, deviation, count = float(differences.mean()), float(differences.std(ddof=1)), len(differences)
+    if deviation <= CONSTANT * max(abs(mean), CONSTANT):
+        p = 0.0 if mean else 1.0
+        return Test(mean, mean, mean, math.copysign(math.inf, mean) if mean else 0.0, p, p, count)
+    tested = stats.ttest_1samp(differences, 0.0)
+    low, high = tested.confidence_interval(0.95)
+    return Test(mean, float(low), float(high), mean / deviation, float(tested.pvalue), float(tested.pvalue), count)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Return p-values corrected by Holm's step-down method: the k-th smallest of n times n − k + 1, never falling."""
+    corrected, largest = [0.0] * len(p), 0.0
+    for rank, index in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        largest = max(largest, min(1.0, p[index] * (len(p) - rank)))
+        corrected[index] = largest
+    return corrected
+
+
+class _Values:
+    """What a row's runs have under one metric, by seed."""
+
+    def __init__(self, runs: Sequence[Result], metric: str, protocol: str) -> None:
+        self.mean = {run.seed: run.value(metric, protocol) for run in runs}
+        self.instances = {} if metric == "f1_macro" else {run.seed: _in_order(run, metric, protocol) for run in runs}
+
+
+def _in_order(run: Result, metric: str, protocol: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the keys (user, item or class) and values of a run's test instances, sorted by key."""
+    key = np.stack([run.instances["user"], run.instances["item" if "item" in run.instances else "class"]])
+    order = np.lexsort(key[::-1])
+    return key[:, order], run.per_instance(metric, protocol)[order]
+
+
+def _tests(one: _Values, other: _Values) -> Iterator[tuple[str, Test]]:
+    seeds = sorted(one.mean.keys() & other.mean.keys())
+    if seeds and one.instances:
+        differences = []
+        for seed in seeds:
+            (keys, values), (other_keys, other_values) = one.instances[seed], other.instances[seed]
+            assert np.array_equal(keys, other_keys), f"the runs of seed {seed} have other test instances"
+            differences.append(values - other_values)
+        if sum(map(len, differences)) > 1:
+            yield "instances", paired_t_test(np.concatenate(differences))
+    if len(seeds) > 1:
+        yield "seeds", paired_t_test(np.array([one.mean[seed] - other.mean[seed] for seed in seeds]))
+
+
+def _corrected(family: list[Pair]) -> list[Pair]:
+    """Return pairs with Holm's correction over all that have a test of a kind."""
+    for kind in KINDS:
+        tested = [k for k, pair in enumerate(family) if kind in pair.tests]
+        for k, p in zip(tested, holm([family[k].tests[kind].p for k in tested]), strict=True):
+            tests = {**family[k].tests, kind: family[k].tests[kind]._replace(p_holm=p)}
+            family[k] = replace(family[k], tests=tests)
+    return family

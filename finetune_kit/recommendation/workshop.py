@@ -1,0 +1,72 @@
+"""Where a recommendation is made: a DuckDB database on disk beside the output, that spills instead of growing."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+
+from finetune_kit.data.database import connect
+from finetune_kit.data.preparation import DEFAULT_MEMORY_LIMIT, MAX_THREADS, Preparation
+from finetune_kit.errors import DataError
+
+
+class Workshop(Preparation):
+    """A database and a folder for temporary files; both vanish at the end."""
+
+    def bad(self, where: str, reason: str, rows: int) -> None:
+        """Refuse rows that can't be used.
+
+        Raises:
+            DataError: Always; names the first row's place, the reason and how many.
+        """
+        raise DataError(f"{where}: {reason} (such rows: {rows:,}); mend the file")
+
+
+@contextmanager
+def workshop(output: Path, memory_limit: str = DEFAULT_MEMORY_LIMIT) -> Iterator[Workshop]:
+    """Give a `Workshop` in a hidden folder beside a file that is to be written.
+
+    Args:
+        output: That file; missing parent folders are made.
+        memory_limit: How much memory DuckDB may take, e.g. ``"500MB"``; what does not fit goes to disk.
+
+    Raises:
+        DataError: When the limit is no amount of memory, or memory or disk run out.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".partial", dir=output.parent) as temporary:
+        scratch = Path(temporary)
+        connection = _connect(scratch, memory_limit)
+        try:
+            yield Workshop(connection, scratch, scratch)
+        except duckdb.OutOfMemoryException as error:
+            raise DataError(
+                f"recommending took more than --memory-limit {memory_limit} or the disk has; "
+                f"raise the limit ({_line(error)})"
+            ) from error
+        except duckdb.IOException as error:
+            raise DataError(f"reading or writing failed: {_line(error)}") from error
+        finally:
+            connection.close()
+
+
+def _connect(scratch: Path, memory_limit: str) -> duckdb.DuckDBPyConnection:
+    settings = {
+        "memory_limit": memory_limit,
+        "threads": min(MAX_THREADS, os.cpu_count() or 1),
+        "temp_directory": str(scratch / "spill"),
+    }
+    try:
+        return connect(scratch / "scratch.duckdb", settings)
+    except duckdb.Error as error:
+        raise DataError(f"--memory-limit {memory_limit!r}: {_line(error)}; give for example 1GB") from error
+
+
+def _line(error: Exception) -> str:
+    """Return an error's first line."""
+    return str(error).splitlines()[0]

@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+
+from finetune_kit.comparison.control import control_table
+from finetune_kit.comparison.results import Result, Results, Setting
+from finetune_kit.files import write_table
+
+
+def run(folder, strategy, seed, ranks, control):
+    """Return a run with given ranks per test instance, and those of its control."""
+    folder = folder / f"{strategy}-{seed}"
+    columns = {"user": np.arange(len(ranks)), "item": np.ones(len(ranks), int), "rank_full": np.array(ranks, float)}
+    metrics = {"test": {"full": {"mrr@5": np.mean([(r <= 5) / r for r in ranks])}}}
+    if control is not None:
+        columns["control_rank_full"] = np.array(control, float)
+        value = np.mean([(r <= 5) / r for r in control])
+        metrics |= {"gates": {"mean": [1.0, 0.5]}, "control": {"gates": [1, 0], "test": {"full": {"mrr@5": value}}}}
+    write_table(folder / "instances.parquet", columns)
+    return Result(Setting(strategy), seed, folder, metrics)
+
+
+def test_each_policy_stands_beside_its_single_choice_and_others_are_left_out(tmp_path):
+    runs = (
+        run(tmp_path, "finetune-all", 0, [1, 1], None),
+        run(tmp_path, "finetune-all", 1, [1, 1], None),
+        run(tmp_path, "uaf-hard", 0, [1, 2], [2, 2]),
+        run(tmp_path, "uaf-hard", 1, [1, 9], [4, 9]),
+    )
+    table = control_table(Results("toy", "items", runs))
+    (row,) = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
+    assert row["strategy"] == "uaf-hard"
+    assert row["fine-tuned blocks"] == "1.5 ± 0.0"
+    assert row["per user"].startswith("0.6250")  # (¾ + ½)/2
+    assert row["single"].startswith("0.3125")  # (½ + ⅛)/2
+    assert row["difference"] == "+0.3125"  # of ½, 0, ¾, 0
+    # t = 0.3125 / (sd 0.3750 / √4) = 1.667 with 3 degrees of freedom
+    assert float(row["p"]) == pytest.approx(0.194, abs=1e-3)
+    assert row["p"] == row["Holm"]
+
+
+def test_without_a_policy_there_is_no_table(tmp_path):
+    assert control_table(Results("toy", "items", (run(tmp_path, "finetune-all", 0, [1, 1], None),))) is None
