@@ -100,6 +100,10 @@ class Strategy(Trainable):
     def finish_training(self) -> None:
         """Do what is left once training has ended (merge, interpolate); the best epoch's weights are in place."""
 
+    def remarks(self, best_epoch: int) -> list[str]:
+        """Return what a reader of the numbers must know about a training whose best epoch this was, one line each."""
+        return []
+
     @property
     def frozen_stages(self) -> int:
         """How many leading stages stay frozen for all users: 0 none, 1 the embedding, k + 2 up to block k.

@@ -95,6 +95,7 @@ def warnings(metrics: dict[str, Any]) -> list[str]:
     for where, key, value, reference, other in _against_references(metrics):
         if value < other:
             lines.append(f"{metrics['strategy']} loses to {reference}{where}: {key} {value:.4f} against {other:.4f}")
+    lines += metrics.get("remarks", [])
     gates = metrics.get("gates")
     if gates and gates["is_collapsed"]:
         lines.append(

@@ -117,7 +117,12 @@ def read_results(folder: Path) -> Results:
             values = ", ".join(f"{path}={value}" for path, value in tuned.items())
             notes.append(f"{row_name(setting, settings)}: validation chose {values}")
     results = Results(record.dataset, record.task, tuple(chosen))
-    notes += [*record.notes, *lost_to_references(results)]
+    remarks = (
+        f"{results.name(run.setting)}, seed {run.seed}: {remark}"
+        for run in results.runs
+        for remark in run.metrics.get("remarks", [])
+    )
+    notes += [*record.notes, *lost_to_references(results), *remarks]
     notes += [f"{MISSING}{_title(run, settings)}" for run in record.runs if run not in there]
     return replace(results, notes=tuple(notes))
 

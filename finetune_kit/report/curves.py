@@ -16,6 +16,8 @@ from finetune_kit.report.picture import Look, Part, Picture, hide_unused, in_wor
 OVERLAID = 6
 """So many strategies share axes; more get a panel each."""
 _COLUMNS = 4
+_WIDE = 20
+"""Losses whose largest is more than that many times the smallest are drawn on a logarithmic axis."""
 _PREFERRED = ("hr@5", "accuracy")
 """What is drawn where it was measured: as in Fig. 4, and for profile labels."""
 
@@ -68,21 +70,25 @@ def _overlaid(part: Part, looks: Mapping[Setting, Look], metric: str) -> Picture
         for setting in settings:
             _draw(axes, results.of(setting), looks[setting], column)
         _label(axes, column)
+    losses = np.concatenate([run.history["train_loss"] for run in results.runs])
+    if losses.min() > 0 and losses.max() > _WIDE * losses.min():
+        figure.axes[1].set_yscale("log")
     handles = [_handle(looks[setting], short(results.name(setting))) for setting in settings]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
     return _picture(part, figure, metric, "curves", "Left: the validation metric; right: the training loss. ")
 
 
 def _multiples(part: Part, looks: Mapping[Setting, Look], column: str, name: str) -> Picture:
-    """Draw a panel per row, the means of all others in grey behind it."""
+    """Draw a panel per row, the means of all others in grey behind it where the numbers compare."""
+    is_metric = column != "train_loss"
     results, settings = part.results, part.results.settings
     rows = -(-len(settings) // _COLUMNS)
     figure = new_figure(0.4 + 1.75 * rows)
-    grid = list(figure.subplots(rows, _COLUMNS, sharex=True, sharey=True, squeeze=False).flat)
+    grid = list(figure.subplots(rows, _COLUMNS, sharex=True, sharey=is_metric, squeeze=False).flat)
     curves = {setting: mean_curve([run.history[column] for run in results.of(setting)]) for setting in settings}
     for axes, setting in zip(grid, settings, strict=False):
         for other, curve in curves.items():
-            if other != setting:
+            if other != setting and is_metric:
                 axes.plot(curve.epoch, curve.mean, color="#d4d4d4", linewidth=0.8, zorder=1)
         _draw(axes, results.of(setting), looks[setting], column)
         axes.set_title(short(results.name(setting), 30), color=looks[setting].colour)
@@ -92,7 +98,7 @@ def _multiples(part: Part, looks: Mapping[Setting, Look], column: str, name: str
     hide_unused(grid, len(settings))
     figure.supxlabel("epoch", fontsize=9)
     figure.supylabel(_in_words(column), fontsize=9)
-    return _picture(part, figure, column, name, "Grey: the means of the other rows. ")
+    return _picture(part, figure, column, name, "Grey: the means of the other rows. " if is_metric else "")
 
 
 def _draw(axes: Axes, runs: list[Result], look: Look, column: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 from finetune_kit.comparison.results import Result, Results, Setting
+from finetune_kit.comparison.summary import is_whole, of_row
 from finetune_kit.data.dataset import Dataset, Labels
 from finetune_kit.files import read_table
 
@@ -58,13 +59,14 @@ class Wins:
 def pair_to_compare(results: Results) -> tuple[Setting, Setting] | None:
     """Return the best row with gates and the best without, else the two best rows; None for a single row.
 
-    Rows are looked for at the largest fraction of the data, by the mean of the first metric.
+    Rows are looked for at the largest fraction of the data, by the mean of the first metric; those that lack seeds
+    come last.
     """
     largest = max(setting.fraction for setting in results.settings)
     metric, protocol = results.metrics[0], results.protocols[0]
     ranked = sorted(
         (setting for setting in results.settings if setting.fraction == largest),
-        key=lambda setting: -np.mean([run.value(metric, protocol) for run in results.of(setting)]),
+        key=lambda row: (not is_whole(results, row), -of_row(results, row, metric, protocol).mean),
     )
     gated = [setting for setting in ranked if results.of(setting)[0].policy is not None]
     plain = [setting for setting in ranked if setting not in gated]
@@ -77,7 +79,7 @@ def find_wins(results: Results, pair: tuple[Setting, Setting], dataset: Dataset,
     """Return where the first of a pair wins.
 
     Raises:
-        ValueError: When the two share no seed with the same test instances.
+        ValueError: When the two share no seed with the same test instances, or all users are alike.
     """
     metric, protocol = results.metrics[0], results.protocols[0]
     paired = [both for both in _by_seed(results, pair) if _same_instances(*both)]
@@ -96,7 +98,10 @@ def find_wins(results: Results, pair: tuple[Setting, Setting], dataset: Dataset,
     }
     groups |= {name: _classes(label, user) for name, label in kinds.items()}
     panels = {name: _bins(group, labels, user, seed, gain) for name, (group, labels) in groups.items()}
-    return Wins(*pair, metric, protocol, {name: bins for name, bins in panels.items() if len(bins) > 1})
+    panels = {name: bins for name, bins in panels.items() if len(bins) > 1}
+    if not panels:
+        raise ValueError("all users have equally long histories and as many target items")
+    return Wins(*pair, metric, protocol, panels)
 
 
 def _by_seed(results: Results, pair: tuple[Setting, Setting]) -> list[tuple[Result, Result]]:

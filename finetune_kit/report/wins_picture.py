@@ -31,12 +31,13 @@ def wins_picture(results: Results, wins: Wins, looks: Mapping[Setting, Look]) ->
     hide_unused(grid, len(panels))
     first, second = results.name(wins.first), results.name(wins.second)
     figure.legend(handles=_legend(first, second, colours, wins), loc="outside lower center", ncols=3)
+    seeds = "Grey points: each seed alone. " if _has_seeds(wins) else ""
     return Picture(
         name="wins",
-        title=f"Where {first} wins against {second}",
+        title=f"{first} against {second}, by groups of users",
         caption=f"{in_words(wins.metric, wins.protocol)} of {first} minus that of {second} on the same test instances, "
         "mean over users, with its 95 % confidence interval over users; below each group its number of users. Filled: "
-        "the interval excludes 0. Grey points: each seed alone; the interval does not say how other seeds would do.",
+        f"the interval excludes 0. {seeds}The interval does not say how other seeds would do.",
         alt=f"Dot plots with error bars. {_alt(panels)}",
         figure=figure,
     )
@@ -47,7 +48,7 @@ def wins_words(results: Results, wins: Wins) -> str:
     sentences, count = [], sum(map(len, wins.panels.values()))
     for setting, sign in ((wins.first, 1), (wins.second, -1)):
         groups = [
-            f"{title} {one.label} ({signed(one.mean)} ± {one.half:.4f})"
+            f"{title} {one.label} ({signed(sign * one.mean)} ± {one.half:.4f})"
             for title, bins in wins.panels.items()
             for one in bins
             if sign * one.mean > one.half
@@ -83,9 +84,13 @@ def _draw(axes: Axes, bins: list[Bin], colours: tuple[str, str]) -> None:
 def _legend(first: str, second: str, colours: tuple[str, str], wins: Wins) -> list[Line2D]:
     names = zip((first, second), colours, strict=True)
     handles = [Line2D([], [], color=colour, marker="o", label=f"{short(name)} is better") for name, colour in names]
-    if any(len(one.seeds) > 1 for bins in wins.panels.values() for one in bins):
+    if _has_seeds(wins):
         handles.append(Line2D([], [], color=GREY, marker=".", markersize=4, linestyle="", label="one seed"))
     return handles
+
+
+def _has_seeds(wins: Wins) -> bool:
+    return any(len(one.seeds) > 1 for bins in wins.panels.values() for one in bins)
 
 
 def _alt(panels: Mapping[str, list[Bin]]) -> str:

@@ -140,6 +140,7 @@ class Finetuning:
             **measured.metrics,
             "best_epoch": fitted.best_epoch,
             "epochs": len(fitted.history),
+            "remarks": strategy.remarks(fitted.best_epoch),
             "trainable_parameters": trainable,
             "total_parameters": total,
             "seconds": {"pretrain": self._pretrain_seconds(), "finetune": fitted.seconds, "evaluate": seconds},

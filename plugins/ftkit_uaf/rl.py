@@ -77,6 +77,15 @@ class UafRl(Strategy):
         super().start_epoch(epoch)
         self.is_exploring = epoch > self.options.curriculum_epochs
 
+    def remarks(self, best_epoch: int) -> list[str]:
+        """Return a warning where the best epoch lies in the curriculum."""
+        length = self.options.curriculum_epochs
+        if best_epoch > length:
+            return []
+        return [
+            f"the best epoch, {best_epoch}, lies in the curriculum of {length} epochs: the policy has not learned yet"
+        ]
+
     def encode(self, batch: Batch) -> Encoded:
         """Return user vectors ``(users, dim)`` with each user's actions applied (Eq. 6)."""
         probabilities = self.policy(batch.sequence).softmax(dim=-1)[..., 0]  # (users, blocks)

@@ -129,7 +129,7 @@ def test_without_the_dataset_the_report_says_what_it_leaves_out(tmp_path: Path, 
     page = write_report(results, tmp_path / "out").read_text(encoding="utf-8")
     assert "Where one of two rows wins is not drawn: the dataset can&#39;t be had (" in page
     assert "The policies by kind of user are not drawn: the dataset can&#39;t be had (" in page
-    assert "Where gated wins" not in page
+    assert "gated against plain" not in page
 
 
 @pytest.mark.usefixtures("undrawn")

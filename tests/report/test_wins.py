@@ -71,6 +71,8 @@ def test_words_name_the_groups_whose_interval_excludes_zero(tmp_path: Path, data
         "gated is better for users with: source events ≤5 (+0.2000 ± 0.1000). Among 1 groups, chance alone makes about "
         "1 stand out."
     )
+    lost = dataclasses.replace(wins, panels={"kind": [first._replace(label="odd", mean=-0.2, half=0.1)]})
+    assert wins_words(results, lost).startswith("plain is better for users with: kind odd (+0.2000 ± 0.1000).")
     unsure = dataclasses.replace(wins, panels={"source events": [first._replace(mean=0.2, half=0.3)]})
     assert wins_words(results, unsure) == "In none of the 1 groups does the interval exclude 0."
     assert "By source events:" in wins_picture(results, wins, looks(results)).alt

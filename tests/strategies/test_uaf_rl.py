@@ -313,3 +313,9 @@ def test_wrong_options_are_refused() -> None:
         build(curriculum_epochs=-1)
     with pytest.raises(OptionError, match="reward"):
         build(reward="sparse")
+
+
+def test_a_best_epoch_within_the_curriculum_is_told() -> None:
+    made = build(curriculum_epochs=5)
+    assert made.remarks(6) == []
+    assert made.remarks(5) == ["the best epoch, 5, lies in the curriculum of 5 epochs: the policy has not learned yet"]

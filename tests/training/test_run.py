@@ -184,6 +184,7 @@ def test_metrics_have_the_promised_keys(dataset: Dataset, bases: Path, tmp_path:
         "protocol",
         "valid",
         "test",
+        "remarks",
         "best_epoch",
         "epochs",
     }
