@@ -56,6 +56,8 @@ class Strategy(Trainable):
     """Whether it starts from a pre-trained backbone; if not, it is given a freshly initialised one."""
     needs_source_batches: ClassVar[bool] = False
     """Whether its training step also wants windows of the source domain, in ``batch.source``."""
+    evaluation_options: ClassVar[frozenset[str]] = frozenset()
+    """Options that act in evaluation alone; `ftkit evaluate` may change them on a trained run."""
     is_deterministic: ClassVar[bool] = True
     """Whether evaluating twice gives the same numbers."""
 

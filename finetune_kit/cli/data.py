@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import textwrap
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -58,7 +56,9 @@ def prepare(context: typer.Context) -> None:
         return
     own = _check(words, reader, component.name)
     output = Path(own["output"])
-    with _narrated():
+    from finetune_kit.cli.narration import narrated  # rich: --help needs none
+
+    with narrated("finetune_kit.data"):
         _prepare(component, words.options, output, "overwrite" in own)
     _report(output, "json" in own)
 
@@ -163,25 +163,6 @@ def _report(output: Path, as_json: bool) -> None:
         f"{facts['source']['events']:,} source events of {facts['source']['items']:,} items, "
         f"{facts['target']['events']:,} target events of {facts['target']['items']:,} items"
     )
-
-
-@contextmanager
-def _narrated() -> Iterator[None]:
-    """Show the steps and warnings of a preparation on stderr."""
-    from finetune_kit.cli.narration import Narration
-
-    logger, narration = logging.getLogger("finetune_kit.data"), Narration()
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(narration)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(narration)
-        logger.setLevel(level)
-        logger.propagate = propagate
-        narration.close()
 
 
 def _print_readers() -> None:

@@ -10,7 +10,7 @@ import typer
 
 from finetune_kit.cli import arguments as arg
 from finetune_kit.cli.output import ConsoleProgress, print_json, stdout
-from finetune_kit.cli.result import metrics_table, read_metrics, warnings
+from finetune_kit.cli.result import dataset_of, gates_text, metrics_table, read_metrics, warnings
 from finetune_kit.errors import OptionError
 
 
@@ -24,38 +24,28 @@ def evaluate(
     set_: arg.Set = None,
     json: arg.Json = False,
 ) -> None:
-    """Measure a finished run again, with other protocols or cut-offs (--set evaluation.cutoffs=1,5); writes nothing."""
+    """Measure a finished run again, with other protocols, cut-offs or use of its policy; writes nothing.
+
+    For example --set evaluation.cutoffs=1,5 or --set strategy.evaluation=sample.
+    """
     from finetune_kit.checkpoint import read_facts
     from finetune_kit.cli.output import warn
     from finetune_kit.config import read_toml, resolve_config
-    from finetune_kit.data.dataset import Dataset
-    from finetune_kit.data.named import resolve_dataset
-    from finetune_kit.errors import CheckpointError
     from finetune_kit.training.assemble import load_run
     from finetune_kit.training.device import make_fabric
     from finetune_kit.training.measure import measure
     from finetune_kit.training.run import Runner
 
     read_facts(folder)  # says what is wrong with a folder that is no run
+    dataset = dataset_of(folder, data, "on another dataset training and test instances would mix")
     sections = read_toml(folder / "config.toml")
-    path = resolve_dataset(data, {}) if data else Path(sections["files"]["dataset"])
-    if not path.is_dir():
-        raise CheckpointError(
-            f"the dataset of {str(folder)!r} is no longer at {str(path)!r}; say with --data where it is"
-        )
     for name, options in arg.read_sections(None, set_, {"device": device, "precision": precision}).items():
-        _refuse_what_trained(name, options)
+        _refuse_what_trained(name, options, sections["run"]["strategy"])
         sections[name] = {**sections.get(name, {}), **options}
     if protocol:
         sections["evaluation"] = {**sections["evaluation"], "protocols": protocol}
     config = resolve_config(sections)
-    dataset = Dataset.open(path)
-    if dataset.fingerprint != (was := sections["files"]["dataset_fingerprint"]):
-        raise CheckpointError(
-            f"{str(folder)!r} was trained on the dataset with fingerprint {was[:12]}, {str(path)!r} has "
-            f"{dataset.fingerprint[:12]}; on another dataset training and test instances would mix"
-        )
-    run = load_run(folder, dataset, base)
+    run = load_run(folder, dataset, base, sections["strategy"])
     runner = Runner(config, dataset, make_fabric(config.run.device, config.run.precision), ConsoleProgress())
     runner.fabric.to_device(run.strategy)
     metrics = {**read_metrics(folder), **measure(runner, run.strategy).metrics}
@@ -65,12 +55,19 @@ def evaluate(
         print_json({"folder": str(folder), **metrics})
     else:
         stdout().print(metrics_table(metrics))
+        if "gates" in metrics:
+            stdout().print(gates_text(metrics["gates"]))
 
 
-def _refuse_what_trained(section: str, options: Mapping[str, object]) -> None:
+def _refuse_what_trained(section: str, options: Mapping[str, object], strategy: str) -> None:
     """Refuse options that decided the training: with another seed or split, the test would hold what was trained on."""
+    from finetune_kit.plugins import installed
+
+    own = installed().component("strategy", strategy).load().evaluation_options
+    allowed = {("run", "device"), ("run", "precision"), *(("strategy", option) for option in own)}
     for option in options:
-        if section != "evaluation" and (section, option) not in {("run", "device"), ("run", "precision")}:
+        if section != "evaluation" and (section, option) not in allowed:
+            names = ", ".join(["evaluation.*", *(f"strategy.{name}" for name in sorted(own))])
             raise OptionError(
-                f"{section}.{option} decided the run's training; evaluate takes evaluation.*, --device and --precision"
+                f"{section}.{option} decided the run's training; evaluate takes {names}, --device and --precision"
             )

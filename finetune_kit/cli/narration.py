@@ -1,9 +1,11 @@
-"""What a preparation tells while it works, on stderr: a moving line on a terminal, plain lines elsewhere."""
+"""What long work tells while it goes on, on stderr: a moving line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 
@@ -12,7 +14,7 @@ PATIENCE = 2.0
 
 
 class Narration(logging.Handler):
-    """Shows log records of a preparation: steps (info) once it lasts, warnings always."""
+    """Shows log records: steps (info) once it lasts, warnings always."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,3 +53,20 @@ class Narration(logging.Handler):
             self._status.update(self._step)
         else:
             self._console.print(f"{self._step} …")
+
+
+@contextmanager
+def narrated(logger_name: str) -> Iterator[None]:
+    """Show on stderr the steps and warnings that a logger gets while the block runs."""
+    logger, narration = logging.getLogger(logger_name), Narration()
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(narration)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(narration)
+        logger.setLevel(level)
+        logger.propagate = propagate
+        narration.close()

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from finetune_kit.cli import arguments as arg
 from finetune_kit.cli.output import print_json, stdout, warn
-from finetune_kit.errors import CheckpointError, OptionError
+from finetune_kit.cli.result import dataset_of
+from finetune_kit.errors import OptionError
 
 if TYPE_CHECKING:
     from finetune_kit.recommendation.file import Totals
@@ -33,12 +31,7 @@ def recommend(
         bool, typer.Option("--remove-seen", help="Leave out target items that a user is known to have.")
     ] = False,
     separate_ids: Annotated[
-        bool,
-        typer.Option(
-            "--separate-ids",
-            help="A raw id means one item in the source and another in the target: --remove-seen looks only at the "
-            "dataset's target events.",
-        ),
+        bool, typer.Option("--separate-ids", help="With --remove-seen: source and target ids that are alike differ.")
     ] = False,
     user_column: Annotated[str, typer.Option(help="The column with the user's id.")] = "user",
     items_column: Annotated[
@@ -73,11 +66,13 @@ def recommend(
 ) -> None:
     """Recommend target items to any users from their source histories, with scores, in a file."""
     from finetune_kit.checkpoint import read_facts
+    from finetune_kit.cli.narration import narrated
     from finetune_kit.recommendation.file import recommend_file
     from finetune_kit.recommendation.formats import file_kind
     from finetune_kit.recommendation.layout import Columns, find_layout
     from finetune_kit.recommendation.recommender import Recommender
     from finetune_kit.recommendation.workshop import workshop
+    from finetune_kit.training.assemble import load_run
     from finetune_kit.training.device import make_fabric
 
     read_facts(folder)  # says what is wrong with a folder that is no run
@@ -88,12 +83,12 @@ def recommend(
     columns = Columns(user_column, item_column, items_column, time_column)
     with workshop(output, memory_limit) as shop:
         layout = find_layout(input_, columns, shop)
-        run = _load(folder, data, base)
+        run = load_run(folder, dataset_of(folder, data, "its ids would mean other users and items"), base)
         _protect(output, run)
         fabric = make_fabric(device or run.config.run.device, precision or run.config.run.precision)
         recommender = Recommender(run, fabric, top=top, remove_seen=remove_seen, separate_ids=separate_ids)
         _warn(recommender, layout, time_column)
-        with _narrated():
+        with narrated("finetune_kit.recommendation"):
             totals = recommend_file(recommender, layout, output, shop, batch_size)
     _report(totals, recommender, layout, output, json)
 
@@ -116,32 +111,6 @@ def _protect(output: Path, run: Run) -> None:
                 f"--output {str(output)!r} is a file in the {what}'s folder, where --overwrite replaces nothing; "
                 "name another"
             )
-
-
-def _load(folder: Path, data: str | None, base: Path | None) -> Run:
-    """Return a run, loaded on the dataset that it was trained on.
-
-    Raises:
-        CheckpointError: When the dataset is not there any more, or another.
-    """
-    from finetune_kit.config import read_toml
-    from finetune_kit.data.dataset import Dataset
-    from finetune_kit.data.named import resolve_dataset
-    from finetune_kit.training.assemble import load_run
-
-    files: dict[str, Any] = read_toml(folder / "config.toml")["files"]
-    path = resolve_dataset(data, {}) if data else Path(files["dataset"])
-    if not path.is_dir():
-        raise CheckpointError(
-            f"the dataset of {str(folder)!r} is no longer at {str(path)!r}; say with --data where it is"
-        )
-    dataset = Dataset.open(path)
-    if dataset.fingerprint != (was := files["dataset_fingerprint"]):
-        raise CheckpointError(
-            f"{str(folder)!r} was trained on the dataset with fingerprint {was[:12]}, {str(path)!r} has "
-            f"{dataset.fingerprint[:12]}; its ids would mean other users and items"
-        )
-    return load_run(folder, dataset, base)
 
 
 def _warn(recommender: Recommender, layout: Layout, time_column: str | None) -> None:
@@ -181,22 +150,3 @@ def _report(totals: Totals, recommender: Recommender, layout: Layout, output: Pa
 
 def _users(number: int) -> str:
     return f"{number:,} user{'s' * (number != 1)}"
-
-
-@contextmanager
-def _narrated() -> Iterator[None]:
-    """Show on stderr what is being done, once it lasts."""
-    from finetune_kit.cli.narration import Narration
-
-    logger, narration = logging.getLogger("finetune_kit.recommendation"), Narration()
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(narration)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(narration)
-        logger.setLevel(level)
-        logger.propagate = propagate
-        narration.close()

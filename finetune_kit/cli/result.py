@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune_kit.cli.output import print_json, stdout, table, warn
 from finetune_kit.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from finetune_kit.data.dataset import Dataset
 
 MAX_COLUMNS = 5
 """Metric columns that fit beside the names in 80 characters."""
@@ -26,6 +29,36 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def dataset_of(folder: Path, data: str | None, otherwise: str) -> Dataset:
+    """Return the dataset that a run was trained on.
+
+    Args:
+        folder: Run folder.
+        data: Where the dataset was moved; None takes the place that the run remembers.
+        otherwise: What would happen with another dataset; stands in the error.
+
+    Raises:
+        CheckpointError: When the dataset is not there any more, or another.
+    """
+    from finetune_kit.config import read_toml
+    from finetune_kit.data.dataset import Dataset
+    from finetune_kit.data.named import resolve_dataset
+
+    files = read_toml(folder / "config.toml")["files"]
+    path = resolve_dataset(data, {}) if data else Path(files["dataset"])
+    if not path.is_dir():
+        raise CheckpointError(
+            f"the dataset of {str(folder)!r} is no longer at {str(path)!r}; say with --data where it is"
+        )
+    dataset = Dataset.open(path)
+    if dataset.fingerprint != (was := files["dataset_fingerprint"]):
+        raise CheckpointError(
+            f"{str(folder)!r} was trained on the dataset with fingerprint {was[:12]}, {str(path)!r} has "
+            f"{dataset.fingerprint[:12]}; {otherwise}"
+        )
+    return dataset
+
+
 def print_result(folder: Path, as_json: bool) -> None:
     """Print a finished run: test metrics beside the simple rankings, what its policy does, costs, folder."""
     metrics = read_metrics(folder)
@@ -40,7 +73,7 @@ def print_result(folder: Path, as_json: bool) -> None:
         shares = ", ".join(f"{name} {shares['test']:.1%}" for name, shares in metrics["classes"].items())
         console.print(f"classes among the test instances: {shares}", markup=False)
     if "gates" in metrics:
-        console.print(_gates_line(metrics["gates"]))
+        console.print(gates_text(metrics["gates"]))
     seconds = metrics["seconds"]
     console.print(
         f"trained {metrics['trainable_parameters']:,} of {metrics['total_parameters']:,} parameters; best epoch "
@@ -117,7 +150,8 @@ def _against_references(metrics: dict[str, Any]) -> Iterator[tuple[str, str, flo
             yield f" under {protocol} ranking", key, ours[key], name, values[protocol][key]
 
 
-def _gates_line(gates: dict[str, Any]) -> str:
+def gates_text(gates: dict[str, Any]) -> str:
+    """Return what the policy does, in lines."""
     text = f"mean gate per block (1 fine-tuned, 0 frozen): {_numbers(gates['mean'])}"
     if "probability" in gates:
         text += f"\nthe policy's mean probability of fine-tuning: {_numbers(gates['probability'])}"

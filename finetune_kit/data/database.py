@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import duckdb
+
+MAX_THREADS = 4
+"""Every thread sorts and joins in buffers of its own: with dozens, a small memory limit can't be kept."""
 
 
 def connect(path: Path | None = None, settings: Mapping[str, Any] | None = None) -> duckdb.DuckDBPyConnection:
@@ -26,6 +30,25 @@ def connect(path: Path | None = None, settings: Mapping[str, Any] | None = None)
     with suppress(duckdb.Error):  # without the time zone extension, a time without a zone is UTC anyway
         connection.execute("SET TimeZone = 'UTC'")
     return connection
+
+
+def connect_on_disk(scratch: Path, memory_limit: str) -> duckdb.DuckDBPyConnection:
+    """Return a connection to a new database in a folder, where it also spills what exceeds the memory limit.
+
+    Raises:
+        duckdb.Error: For a limit that DuckDB can't read.
+    """
+    settings = {
+        "memory_limit": memory_limit,
+        "threads": min(MAX_THREADS, os.cpu_count() or 1),
+        "temp_directory": str(scratch / "spill"),
+    }
+    return connect(scratch / "scratch.duckdb", settings)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message; DuckDB's others are for programmers."""
+    return str(error).splitlines()[0]
 
 
 def sql_text(text: str | Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Literal
 
 import duckdb
 
-from finetune_kit.data.database import connect
+from finetune_kit.data.database import connect_on_disk, first_line
 from finetune_kit.data.folder import new_folder
 from finetune_kit.errors import DataError
 
@@ -23,8 +22,6 @@ logger = logging.getLogger("finetune_kit.data")
 OnBad = Literal["refuse", "drop"]
 DEFAULT_MEMORY_LIMIT = "1GB"
 """DuckDB's own limit; the whole process stays below about twice that."""
-MAX_THREADS = 4
-"""Every thread sorts and joins in buffers of its own: with dozens, a small memory limit can't be kept."""
 
 
 @dataclass
@@ -92,33 +89,19 @@ def preparing(
     with new_folder(output) as folder:
         scratch = folder / ".scratch"
         scratch.mkdir()
-        connection = _connect(scratch, memory_limit)
+        try:
+            connection = connect_on_disk(scratch, memory_limit)
+        except duckdb.Error as error:
+            raise DataError(f"memory_limit = {memory_limit!r}: {first_line(error)}; give for example '1GB'") from error
         try:
             yield Preparation(connection, folder, scratch, on_bad)
         except duckdb.OutOfMemoryException as error:
             raise DataError(
                 f"preparing took more than memory_limit = {memory_limit!r} or the disk has; "
-                f"raise the limit ({_line(error)})"
+                f"raise the limit ({first_line(error)})"
             ) from error
         except duckdb.IOException as error:
-            raise DataError(f"reading or writing failed: {_line(error)}") from error
+            raise DataError(f"reading or writing failed: {first_line(error)}") from error
         finally:
             connection.close()
             shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _connect(scratch: Path, memory_limit: str) -> duckdb.DuckDBPyConnection:
-    settings = {
-        "memory_limit": memory_limit,
-        "threads": min(MAX_THREADS, os.cpu_count() or 1),
-        "temp_directory": str(scratch / "spill"),
-    }
-    try:
-        return connect(scratch / "scratch.duckdb", settings)
-    except duckdb.Error as error:
-        raise DataError(f"memory_limit = {memory_limit!r}: {_line(error)}; give for example '1GB'") from error
-
-
-def _line(error: Exception) -> str:
-    """Return an error's first line."""
-    return str(error).splitlines()[0]

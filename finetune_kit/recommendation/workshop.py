@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +9,8 @@ from pathlib import Path
 
 import duckdb
 
-from finetune_kit.data.database import connect
-from finetune_kit.data.preparation import DEFAULT_MEMORY_LIMIT, MAX_THREADS, Preparation
+from finetune_kit.data.database import connect_on_disk, first_line
+from finetune_kit.data.preparation import DEFAULT_MEMORY_LIMIT, Preparation
 from finetune_kit.errors import DataError
 
 
@@ -41,32 +40,18 @@ def workshop(output: Path, memory_limit: str = DEFAULT_MEMORY_LIMIT) -> Iterator
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".partial", dir=output.parent) as temporary:
         scratch = Path(temporary)
-        connection = _connect(scratch, memory_limit)
+        try:
+            connection = connect_on_disk(scratch, memory_limit)
+        except duckdb.Error as error:
+            raise DataError(f"--memory-limit {memory_limit!r}: {first_line(error)}; give for example 1GB") from error
         try:
             yield Workshop(connection, scratch, scratch)
         except duckdb.OutOfMemoryException as error:
             raise DataError(
                 f"recommending took more than --memory-limit {memory_limit} or the disk has; "
-                f"raise the limit ({_line(error)})"
+                f"raise the limit ({first_line(error)})"
             ) from error
         except duckdb.IOException as error:
-            raise DataError(f"reading or writing failed: {_line(error)}") from error
+            raise DataError(f"reading or writing failed: {first_line(error)}") from error
         finally:
             connection.close()
-
-
-def _connect(scratch: Path, memory_limit: str) -> duckdb.DuckDBPyConnection:
-    settings = {
-        "memory_limit": memory_limit,
-        "threads": min(MAX_THREADS, os.cpu_count() or 1),
-        "temp_directory": str(scratch / "spill"),
-    }
-    try:
-        return connect(scratch / "scratch.duckdb", settings)
-    except duckdb.Error as error:
-        raise DataError(f"--memory-limit {memory_limit!r}: {_line(error)}; give for example 1GB") from error
-
-
-def _line(error: Exception) -> str:
-    """Return an error's first line."""
-    return str(error).splitlines()[0]

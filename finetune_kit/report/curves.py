@@ -98,7 +98,8 @@ def _multiples(part: Part, looks: Mapping[Setting, Look], column: str, name: str
     hide_unused(grid, len(settings))
     figure.supxlabel("epoch", fontsize=9)
     figure.supylabel(_in_words(column), fontsize=9)
-    return _picture(part, figure, column, name, "Grey: the means of the other rows. " if is_metric else "")
+    layout = "Grey: the means of the other rows. " if is_metric else "Each row has an axis of its own. "
+    return _picture(part, figure, column, name, layout)
 
 
 def _draw(axes: Axes, runs: list[Result], look: Look, column: str) -> None:
@@ -134,12 +135,9 @@ def _handle(look: Look, name: str) -> Line2D:
 
 def _picture(part: Part, figure: Figure, metric: str, name: str, layout: str) -> Picture:
     results = part.results
-    lines = (
-        ""
-        if len(results.seeds) == 1
-        else ("Thin lines are seeds, thick lines their mean, dashed from where the first seed has stopped. ")
-    )
-    loss = "Losses of strategies that add terms of their own don't compare. "
+    lines = "Thin lines are seeds, thick lines their mean, dashed from where the first seed has stopped. "
+    lines = lines if len(results.seeds) > 1 else ""
+    loss = "Losses of strategies that add terms of their own don't compare."
     return Picture(
         name=f"{name}{part.suffix}",
         title=f"Learning curves{part.words}" if name == "curves" else f"Training loss{part.words}",

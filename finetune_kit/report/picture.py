@@ -100,7 +100,8 @@ def style() -> Iterator[None]:
     """Draw in the report's style, without pyplot, whatever the user's matplotlibrc says."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # a box stands for it
-        matplotlib.rcParams.update(matplotlib.rcParamsDefault | _STYLE)
+        matplotlib.rcdefaults()  # all but the backend, which the context would not give back
+        matplotlib.rcParams.update(_STYLE)
         yield
 
 

@@ -15,6 +15,8 @@ from finetune_kit.data.dataset import Dataset, Labels
 from finetune_kit.files import read_table
 
 MAX_BINS = 5
+MIN_USERS = 10
+"""Smaller groups tell nothing, and their intervals would dwarf all others; they are left out."""
 _MAX_VALUES = 7
 """Numbers with no more different values than that are not binned."""
 
@@ -79,7 +81,7 @@ def find_wins(results: Results, pair: tuple[Setting, Setting], dataset: Dataset,
     """Return where the first of a pair wins.
 
     Raises:
-        ValueError: When the two share no seed with the same test instances, or all users are alike.
+        ValueError: When the two share no seed with the same test instances, or no groups are large enough.
     """
     metric, protocol = results.metrics[0], results.protocols[0]
     paired = [both for both in _by_seed(results, pair) if _same_instances(*both)]
@@ -98,9 +100,10 @@ def find_wins(results: Results, pair: tuple[Setting, Setting], dataset: Dataset,
     }
     groups |= {name: _classes(label, user) for name, label in kinds.items()}
     panels = {name: _bins(group, labels, user, seed, gain) for name, (group, labels) in groups.items()}
+    panels = {name: [one for one in bins if one.users >= MIN_USERS] for name, bins in panels.items()}
     panels = {name: bins for name, bins in panels.items() if len(bins) > 1}
     if not panels:
-        raise ValueError("all users have equally long histories and as many target items")
+        raise ValueError(f"no two groups of users have {MIN_USERS} users each")
     return Wins(*pair, metric, protocol, panels)
 
 

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from finetune_kit.comparison.results import Results, Setting
 from finetune_kit.report.picture import GREY, Look, Picture, hide_unused, in_words, new_figure, short
-from finetune_kit.report.wins import Bin, Wins
+from finetune_kit.report.wins import MIN_USERS, Bin, Wins
 from finetune_kit.report.words import signed
 
 _COLUMNS = 3
@@ -37,7 +37,8 @@ def wins_picture(results: Results, wins: Wins, looks: Mapping[Setting, Look]) ->
         title=f"{first} against {second}, by groups of users",
         caption=f"{in_words(wins.metric, wins.protocol)} of {first} minus that of {second} on the same test instances, "
         "mean over users, with its 95 % confidence interval over users; below each group its number of users. Filled: "
-        f"the interval excludes 0. {seeds}The interval does not say how other seeds would do.",
+        f"the interval excludes 0. {seeds}The interval does not say how other seeds would do. "
+        f"Groups of fewer than {MIN_USERS} users are left out.",
         alt=f"Dot plots with error bars. {_alt(panels)}",
         figure=figure,
     )

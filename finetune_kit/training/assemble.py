@@ -105,13 +105,14 @@ class Run:
     strategy: Strategy
 
 
-def load_run(folder: Path, dataset: Dataset, base: Path | None = None) -> Run:
+def load_run(folder: Path, dataset: Dataset, base: Path | None = None, options: Mapping[str, Any] | None = None) -> Run:
     """Return a finished run, checked against a dataset's vocabularies and its pre-trained base.
 
     Args:
         folder: Run folder.
         dataset: The dataset that it will be used on.
         base: The pre-trained backbone's folder, where it was moved; None takes the place that the run remembers.
+        options: Options of the strategy that act in evaluation alone, instead of the run's.
 
     Raises:
         CheckpointError: When anything differs from what the run was trained on; both values are named.
@@ -119,7 +120,9 @@ def load_run(folder: Path, dataset: Dataset, base: Path | None = None) -> Run:
     tensors, facts = load_model(folder)
     if facts["kind"] != "fine-tuned run":
         raise CheckpointError(f"{str(folder)!r} holds a {facts['kind']}, not a fine-tuned run")
-    config = resolve_config(read_toml(folder / "config.toml"))
+    sections = read_toml(folder / "config.toml")
+    sections["strategy"] = {**sections["strategy"], **(options or {})}
+    config = resolve_config(sections)
     dataset = for_task(dataset, config.run.task)
     refuse_other(facts, {**backbone_facts(config, dataset), **target_facts(dataset)}, folder)
     weights = None

@@ -58,6 +58,7 @@ class UafHard(Strategy):
     """UAF with hard decisions; trains the policy, the fine-tuned branches, the item embedding and the head."""
 
     Options = UafHardOptions
+    evaluation_options = frozenset({"evaluation"})
     options: UafHardOptions
 
     def build(self) -> None:

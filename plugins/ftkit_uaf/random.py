@@ -43,6 +43,7 @@ class UafRandom(Strategy):
     """UAF without a policy: fixed random gates; trains the fine-tuned branches, the item embedding and the head."""
 
     Options = UafRandomOptions
+    evaluation_options = frozenset({"evaluation_seed"})
     options: UafRandomOptions
 
     def build(self) -> None:

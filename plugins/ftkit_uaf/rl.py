@@ -64,6 +64,7 @@ class UafRl(Strategy):
     """UAF with rewarded decisions; trains the policy, the fine-tuned branches, the item embedding and the head."""
 
     Options = UafRlOptions
+    evaluation_options = frozenset({"evaluation"})
     options: UafRlOptions
 
     def build(self) -> None:

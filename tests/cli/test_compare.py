@@ -1,13 +1,10 @@
 import csv
 import importlib.util
-import json
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from finetune_kit.cli import main as module
 from finetune_kit.comparison.record import read_results
 from finetune_kit.comparison.write import as_json
 
@@ -22,36 +19,6 @@ TINY = [
     *("--output", "out"),
 ]
 TWO = ["compare", "--strategies", "finetune-cls,uaf-hard", "--seeds", "0,1", "--no-report", *TINY]
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self):
-        return json.loads(self.out)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def ftkit(monkeypatch, capsys, tmp_path, cache):
-    """Return a function that runs one command line in this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FTKIT_CACHE", str(cache))
-
-    def run(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["ftkit", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            module.main()
-        return Done(caught.value.code, *capsys.readouterr())
-
-    return run
 
 
 def test_a_comparison_prints_its_tables_in_80_columns(ftkit):

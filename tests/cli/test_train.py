@@ -4,7 +4,6 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -20,36 +19,6 @@ TINY = [
     *("--set", "pretrain.epochs=1"),
 ]
 HARD = ["run", "--strategy", "uaf-hard", "--epochs", "1", *TINY]
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self):
-        return json.loads(self.out)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def ftkit(monkeypatch, capsys, tmp_path, cache):
-    """Return a function that runs one command line in this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FTKIT_CACHE", str(cache))
-
-    def run(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["ftkit", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            module.main()
-        return Done(caught.value.code, *capsys.readouterr())
-
-    return run
 
 
 def test_a_run_leaves_a_folder_that_tells_everything(ftkit):
@@ -307,6 +276,19 @@ def test_evaluate_refuses_what_would_mix_training_and_test(ftkit, option):
     done = ftkit("evaluate", "out", "--set", option)
     assert done.code == 2
     assert done.err.startswith(f"ftkit: {option.partition('=')[0]} decided the run's training")
+
+
+def test_evaluate_may_change_what_acts_in_evaluation_alone(ftkit):
+    ftkit(*HARD[:2], "uaf-random", *HARD[3:], "--output", "out")
+    own = ftkit("evaluate", "out", "--json").json["gates"]["mean"]
+    other = ftkit("evaluate", "out", "--json", "--set", "strategy.evaluation_seed=7").json["gates"]["mean"]
+    assert own != other
+    done = ftkit("evaluate", "out", "--set", "strategy.share=0.1")
+    assert done.code == 2
+    assert done.err == (
+        "ftkit: strategy.share decided the run's training; evaluate takes evaluation.*, strategy.evaluation_seed, "
+        "--device and --precision\n"
+    )
 
 
 def test_evaluate_refuses_another_dataset_naming_both_fingerprints(ftkit):

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from report_runs import GATED, PLAIN, give_gates, made_up
 
@@ -125,3 +126,11 @@ def test_any_name_can_be_drawn(tmp_path: Path, dataset: Dataset) -> None:
     with style():
         (picture,) = curve_pictures(results, looks(results))
     assert b"<script" not in picture.write(tmp_path)
+
+
+def test_drawing_leaves_the_users_settings_of_matplotlib_alone() -> None:
+    with matplotlib.rc_context({"font.size": 20.0, "svg.hashsalt": "mine"}):
+        before = {name: matplotlib.rcParams[name] for name in matplotlib.rcParams}
+        with style():
+            assert matplotlib.rcParams["svg.hashsalt"] == "finetune-kit"
+        assert {name: matplotlib.rcParams[name] for name in matplotlib.rcParams} == before
