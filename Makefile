@@ -16,13 +16,13 @@ run: $(STAMP)  ## fine-tune with uaf-hard on the built-in data
 	$(BIN)/ftkit run --strategy uaf-hard
 
 test: $(STAMP)  ## the default test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-slow: $(STAMP)  ## the slow tests alone
-	$(BIN)/python -m pytest -m "slow and not benchmark"
+	$(BIN)/python -m pytest -n auto -m "slow and not benchmark"
 
 test-all: $(STAMP)  ## slow tests too
-	$(BIN)/python -m pytest -m "not benchmark"
+	$(BIN)/python -m pytest -n auto -m "not benchmark"
 
 lint: $(STAMP)  ## the three other checks
 	$(BIN)/ruff check .
