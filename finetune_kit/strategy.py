@@ -87,6 +87,14 @@ class Strategy(Trainable):
         """Return the user vectors of a batch, and the gates where there are any."""
         return Encoded(self.backbone.user_vectors(batch.sequence, pooling=self.pooling))
 
+    def encode_with(self, batch: Batch, gates: Tensor) -> Encoded:
+        """Return the user vectors of a batch under given gates ``(users, blocks)``, whatever a policy would say.
+
+        For strategies with gates: it measures what a policy is worth. Override it where gates are not simply handed to
+        the backbone's blocks, or vectors are changed after them.
+        """
+        return Encoded(self.backbone.user_vectors(batch.sequence, gates, pooling=self.pooling), gates)
+
     def loss(self, batch: Batch, encoded: Encoded) -> Tensor:
         """Return the scalar to minimise, nats per instance."""
         return self.task.loss(encoded.vectors, batch)

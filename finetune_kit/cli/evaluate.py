@@ -33,7 +33,7 @@ def evaluate(
     from finetune_kit.config import read_toml, resolve_config
     from finetune_kit.training.assemble import load_run
     from finetune_kit.training.device import make_fabric
-    from finetune_kit.training.measure import measure
+    from finetune_kit.training.measure import MEASURED, measure
     from finetune_kit.training.run import Runner
 
     read_facts(folder)  # says what is wrong with a folder that is no run
@@ -48,7 +48,8 @@ def evaluate(
     run = load_run(folder, dataset, base, sections["strategy"])
     runner = Runner(config, dataset, make_fabric(config.run.device, config.run.precision), ConsoleProgress())
     runner.fabric.to_device(run.strategy)
-    metrics = {**read_metrics(folder), **measure(runner, run.strategy).metrics}
+    was = {key: value for key, value in read_metrics(folder).items() if key not in MEASURED}
+    metrics = {**was, **measure(runner, run.strategy).metrics}
     for line in warnings(metrics):
         warn(line)
     if json:

@@ -133,8 +133,7 @@ def warnings(metrics: dict[str, Any]) -> list[str]:
     if gates and gates["is_collapsed"]:
         lines.append(
             f"the policy hardly tells users apart: {gates['commonest']:.1%} of {gates['users']:,} users take the same "
-            f"choice; mean gates {_numbers(gates['mean'])}, their deviation over users {_numbers(gates['deviation'])}; "
-            f"`ftkit strategies show {metrics['strategy']}` has the means against it"
+            f"choice; mean gates {_numbers(gates['mean'])}, their deviation over users {_numbers(gates['deviation'])}"
         )
     return lines
 

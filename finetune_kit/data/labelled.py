@@ -21,7 +21,11 @@ def for_task(dataset: Dataset, task: str) -> Dataset:
         DataError: For a label that the dataset lacks, or one with fewer than two classes.
     """
     label = label_of(task)
-    if label is None or isinstance(dataset, LabelledDataset):
+    if isinstance(dataset, LabelledDataset):
+        if dataset.label == label:
+            return dataset
+        dataset = Dataset(dataset.path, dataset.manifest)
+    if label is None:
         return dataset
     if label not in dataset.labels:
         known = ", ".join(dataset.labels) or "none"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from finetune_kit.errors import FinetuneKitError
 from finetune_kit.strategy import Encoded, Strategy
 
 if TYPE_CHECKING:
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
     from finetune_kit.task import Task
     from finetune_kit.training.experiment import Experiment
 
-MAX_CHOICES = 100
-"""Choices that are tried at most; more (from 10 blocks on) would take longer than the numbers are worth."""
+MAX_CHOICES = 256
+"""Choices that are tried at most: enough for 10 blocks; of more, validation would take longer than it is worth."""
 
 
 @dataclass(frozen=True)
-class SinglePolicy:
+class SingleChoice:
     """A trained strategy in which all users get the same gates; takes a strategy's place in evaluation.
 
     Args:
@@ -43,7 +44,7 @@ class SinglePolicy:
         """The strategy's task."""
         return self.strategy.task
 
-    def eval(self) -> SinglePolicy:
+    def eval(self) -> SingleChoice:
         """Put the strategy into evaluation mode."""
         self.strategy.eval()
         return self
@@ -51,33 +52,33 @@ class SinglePolicy:
     def encode(self, batch: Batch) -> Encoded:
         """Return user vectors ``(users, dim)`` with these gates."""
         gates = torch.tensor(self.gates, dtype=torch.float32, device=batch.sequence.device)
-        gates = gates.expand(len(batch.user), -1)  # (users, blocks)
-        vectors = self.strategy.backbone.user_vectors(batch.sequence, gates, pooling=self.strategy.pooling)
-        return Encoded(vectors, gates)
+        return self.strategy.encode_with(batch, gates.expand(len(batch.user), -1))  # (users, blocks)
 
 
-def best_single_policy(experiment: Experiment, strategy: Strategy, gates: np.ndarray) -> SinglePolicy | None:
+def best_single_choice(experiment: Experiment, strategy: Strategy, gates: np.ndarray) -> SingleChoice:
     """Return the choice for all users that does best on validation, among those that use as many fine-tuned blocks.
+
+    Its weights are those that were trained under the policy.
 
     Args:
         experiment: Whose validation part decides, by its `monitor`.
         strategy: A trained strategy with gates.
-        gates: ``(users, blocks)``, what its policy chose. With a mean of 1.4 fine-tuned blocks, the choices of one and
-            of two are tried.
+        gates: ``(users, blocks)``, what its policy chose.
 
-    Returns:
-        The best, or None where there are more than `MAX_CHOICES`.
+    Raises:
+        FinetuneKitError: Where there are more than `MAX_CHOICES`.
     """
     choices = list(choices_at_equal_usage(gates))
     if len(choices) > MAX_CHOICES:
-        return None
-    policies = [SinglePolicy(strategy, choice) for choice in choices]
-    return max(policies, key=lambda policy: experiment.validator(policy)()[experiment.monitor])
+        raise FinetuneKitError(
+            f"{len(choices)} single choices use as many blocks, more than {MAX_CHOICES}; none was tried"
+        )
+    single = [SingleChoice(strategy, choice) for choice in choices]
+    return max(single, key=lambda choice: experiment.validator(choice)()[experiment.monitor])
 
 
 def choices_at_equal_usage(gates: np.ndarray) -> Iterator[tuple[int, ...]]:
-    """Yield the choices of blocks whose number of fine-tuned ones is the mean one, rounded down and up."""
+    """Yield the choices of blocks whose number of fine-tuned ones is the mean one, rounded."""
     num_blocks, usage = gates.shape[1], float(gates.sum(axis=1).mean())
-    for count in sorted({math.floor(usage), math.ceil(usage)}):
-        for tuned in itertools.combinations(range(num_blocks), count):
-            yield tuple(int(k in tuned) for k in range(num_blocks))
+    for tuned in itertools.combinations(range(num_blocks), math.floor(usage + 0.5)):
+        yield tuple(int(k in tuned) for k in range(num_blocks))

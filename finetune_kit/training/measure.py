@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from finetune_kit.evaluation.evaluate import Evaluation, Evaluator
 from finetune_kit.evaluation.labels import LabelEvaluation, LabelEvaluator, class_balance, majority
 from finetune_kit.evaluation.references import REFERENCES
 from finetune_kit.files import write_table
-from finetune_kit.training.control import SinglePolicy, best_single_policy
+from finetune_kit.training.control import SingleChoice, best_single_choice
 
 if TYPE_CHECKING:
     from finetune_kit.strategy import Strategy
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 COLLAPSED_SHARE = 0.95
 COLLAPSED_DEVIATION = 0.02
+
+MEASURED = ("valid", "test", "references", "instances", "classes", "gates", "control")
+"""Keys of ``metrics.json`` that `measure` gives, as far as they apply."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Measured:
     Args:
         metrics: ``valid`` and ``test`` (for items by ranking protocol), ``references`` on the test part, ``instances``
             per part, for profile labels ``classes``, and for strategies with gates ``gates`` and ``control`` (the best
-            single policy for all users at equal usage)
+            single choice of blocks for all users at equal usage, or the ``reason`` why it was not measured)
         tables: Name to columns, for the Parquet files of the run folder.
     """
 
@@ -57,15 +61,26 @@ def measure(experiment: Experiment, strategy: Strategy) -> Measured:
     if policy is not None and policy.gates is not None:
         metrics["gates"] = gate_summary(policy)
         tables["policy"] = _policy_table(policy)
-        if single := best_single_policy(experiment, strategy, policy.gates):
-            values, columns = _measure_control(experiment, single)
-            metrics["control"] = {"gates": list(single.gates), "test": values}
-            instances.update({f"control_{name}": column for name, column in columns.items()})
+        metrics["control"], columns = _measure_control(experiment, strategy, policy.gates)
+        instances.update({f"control_{name}": column for name, column in columns.items()})
     return Measured(metrics, tables)
 
 
-def _measure_control(experiment: Experiment, single: SinglePolicy) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return the test metrics of a single policy for all users, and its ranks or predictions per test instance."""
+def _measure_control(
+    experiment: Experiment, strategy: Strategy, gates: np.ndarray
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return gates and test metrics of the best single choice, or why there are none, and its per-instance columns."""
+    started = time.perf_counter()
+    try:
+        single = best_single_choice(experiment, strategy, gates)
+        values, columns = _measure_single(experiment, single)
+    except Exception as error:  # a third party's strategy may do anything; the control must not cost the run
+        experiment.progress.say(f"warning: no single choice of blocks was measured beside the policy: {error}")
+        return {"reason": str(error)}, {}
+    return {"gates": list(single.gates), "test": values, "seconds": time.perf_counter() - started}, columns
+
+
+def _measure_single(experiment: Experiment, single: SingleChoice) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     evaluator = experiment.evaluator(experiment.split.test)
     if isinstance(evaluator, LabelEvaluator):
         predicted = evaluator.evaluate(single, experiment.fabric)

@@ -93,9 +93,21 @@ def hold_out(dataset: Dataset, share: float, seed: int) -> HeldOut:
     Raises:
         DataError: When fewer than two users have them.
     """
-    users = np.flatnonzero(dataset.source_lengths >= 2) + 1
-    if len(users) < 2:
-        raise DataError(f"{len(users)} users have two or more source events; pre-training needs at least 2 such users")
+    users = with_next_item(dataset)
     shuffled = np.random.default_rng(derive_seed(seed, "held-out")).permutation(users)
     num_valid = min(max(1, round(len(users) * share)), len(users) - 1)
     return HeldOut(train=np.sort(shuffled[num_valid:]), valid=np.sort(shuffled[:num_valid]))
+
+
+def with_next_item(dataset: Dataset) -> np.ndarray:
+    """Return the users that have at least two source events, so that there is a next one to predict.
+
+    Raises:
+        DataError: When fewer than two users have them.
+    """
+    users = np.flatnonzero(dataset.source_lengths >= 2) + 1
+    if len(users) < 2:
+        raise DataError(
+            f"{len(users)} users have two or more source events; learning the source domain needs at least 2 such users"
+        )
+    return users

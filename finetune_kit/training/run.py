@@ -12,6 +12,7 @@ from finetune_kit import __version__
 from finetune_kit.plugins import installed
 from finetune_kit.training.assemble import backbone_facts
 from finetune_kit.training.experiment import Experiment
+from finetune_kit.training.pretrain import with_next_item
 from finetune_kit.training.stages import Finetuning, Pretraining
 
 
@@ -22,7 +23,9 @@ class Runner(Experiment):
     def refuse_early(self) -> None:
         """Raise now what would otherwise be raised after pre-training: a split or a strategy that can't be made."""
         _ = self.split
-        self.build_strategy(None)
+        strategy = self.build_strategy(None)
+        if strategy.needs_pretrained or strategy.needs_source_batches:
+            with_next_item(self.dataset)
 
     def pretrain(self, root: Path) -> Path:
         """Return the folder of the pre-trained backbone below ``root``; it is made only if it is not there yet."""

@@ -24,7 +24,7 @@ from finetune_kit.training.assemble import backbone_facts, build_backbone, targe
 from finetune_kit.training.experiment import Experiment
 from finetune_kit.training.loop import Fitted, Loop
 from finetune_kit.training.measure import measure
-from finetune_kit.training.pretrain import NextItem, hold_out
+from finetune_kit.training.pretrain import NextItem, hold_out, with_next_item
 
 
 @dataclass
@@ -128,7 +128,7 @@ class Finetuning:
         save_model(self.folder, strategy.trained_state(), facts)
         started = time.perf_counter()
         measured = measure(experiment, strategy)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started - measured.metrics.get("control", {}).get("seconds", 0.0)
         trainable, total = strategy.num_parameters()
         metrics = {
             "strategy": config.run.strategy,
@@ -177,8 +177,8 @@ class Finetuning:
         experiment, config, options = self.experiment, self.experiment.config, self.experiment.config.finetune
         source = None
         if with_source:
-            users = np.flatnonzero(experiment.dataset.source_lengths >= 2) + 1
             latest, size = config.pretrain.windows == "latest", options.source_batch_size
+            users = with_next_item(experiment.dataset)
             source = SourceWindows(experiment.dataset, users, size, config.data.max_length, latest_only=latest)
         return TargetBatches(
             experiment.dataset,

@@ -50,6 +50,13 @@ def test_the_task_of_items_leaves_a_dataset_as_it_is_and_a_label_is_put_on_once(
     assert for_task(labelled, "label:age") is labelled
 
 
+def test_another_task_takes_the_label_off_again(dataset: Dataset) -> None:
+    labelled = for_task(dataset, "label:age")
+    assert not isinstance(for_task(labelled, "items"), LabelledDataset)
+    with pytest.raises(DataError, match="'town'"):
+        for_task(labelled, "label:town")
+
+
 @pytest.mark.parametrize(
     ("task", "error", "message"),
     [

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 
+from finetune_kit.errors import FinetuneKitError
 from finetune_kit.strategy import Strategy
 from finetune_kit.task import ItemTask
 from finetune_kit.testing import TinyBackbone, random_batch, randomise
-from finetune_kit.training.control import SinglePolicy, best_single_policy, choices_at_equal_usage
+from finetune_kit.training.control import MAX_CHOICES, SingleChoice, best_single_choice, choices_at_equal_usage
 from ftkit_uaf.random import UafRandom
 
 
@@ -29,13 +30,14 @@ def strategy(num_blocks: int = 3) -> Strategy:
     ("gates", "counts"),
     [
         ([[1, 0, 0], [0, 1, 0]], {1}),
-        ([[1, 1, 0], [0, 1, 0]], {1, 2}),
+        ([[1, 1, 0], [0, 1, 0]], {2}),  # 1.5, rounded
+        ([[1, 1, 0], [0, 1, 0], [0, 1, 0]], {1}),
         ([[0, 0, 0], [0, 0, 0]], {0}),
         ([[1.0, 1.0, 1.0]], {3}),
-        ([[0.3, 0.3, 0.3]], {0, 1}),
+        ([[0.3, 0.3, 0.3]], {1}),
     ],
 )
-def test_equal_usage_is_the_mean_number_of_fine_tuned_blocks_rounded_down_and_up(
+def test_equal_usage_is_the_mean_number_of_fine_tuned_blocks_rounded(
     gates: list[list[float]], counts: set[int]
 ) -> None:
     choices = list(choices_at_equal_usage(np.array(gates)))
@@ -45,7 +47,7 @@ def test_equal_usage_is_the_mean_number_of_fine_tuned_blocks_rounded_down_and_up
 
 def test_a_single_policy_gives_every_user_the_same_gates() -> None:
     made, batch = strategy(), random_batch(6)
-    encoded = SinglePolicy(made, (1, 0, 1)).eval().encode(batch)
+    encoded = SingleChoice(made, (1, 0, 1)).eval().encode(batch)
     gates = torch.tensor([[1.0, 0, 1]]).expand(6, -1)
     assert torch.equal(encoded.gates, gates)
     assert torch.equal(encoded.vectors, made.backbone.user_vectors(batch.sequence, gates))
@@ -55,17 +57,20 @@ def test_validation_chooses_the_single_policy() -> None:
     made = strategy()
     asked = []
 
-    def validator(policy: SinglePolicy) -> object:
+    def validator(policy: SingleChoice) -> object:
         asked.append(policy.gates)
         return lambda: {"mrr@5": {(0, 1, 0): 0.3}.get(policy.gates, 0.1)}
 
     experiment = SimpleNamespace(validator=validator, monitor="mrr@5")
-    best = best_single_policy(experiment, made, np.array([[1, 0, 0], [0, 0, 1]]))
+    best = best_single_choice(experiment, made, np.array([[1, 0, 0], [0, 0, 1]]))
     assert best is not None
     assert best.gates == (0, 1, 0)
     assert sorted(asked) == [(0, 0, 1), (0, 1, 0), (1, 0, 0)]
 
 
-def test_more_choices_than_are_worth_the_time_are_not_tried() -> None:
-    gates = np.tile([1, 0], (2, 6))  # 6 of 12 blocks: 924 choices
-    assert best_single_policy(SimpleNamespace(), strategy(), gates) is None
+def test_the_papers_eight_blocks_are_tried_at_any_usage_and_twelve_are_refused_with_the_number() -> None:
+    for count in range(9):
+        gates = np.array([[1] * count + [0] * (8 - count)])
+        assert len(list(choices_at_equal_usage(gates))) <= MAX_CHOICES
+    with pytest.raises(FinetuneKitError, match="924 single choices use as many blocks, more than 256"):
+        best_single_choice(SimpleNamespace(), strategy(), np.tile([1, 0], (2, 6)))

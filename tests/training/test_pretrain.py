@@ -146,5 +146,5 @@ def test_too_few_users_with_two_events_are_refused(lengths: list[int]) -> None:
     class Lengths:
         source_lengths = torch.tensor(lengths).numpy()
 
-    with pytest.raises(DataError, match="pre-training needs at least 2 such users"):
+    with pytest.raises(DataError, match="learning the source domain needs at least 2 such users"):
         hold_out(Lengths(), 0.1, seed=0)

@@ -16,6 +16,7 @@ from finetune_kit.files import read_table
 from finetune_kit.plugins import installed
 from finetune_kit.pretend import pretend_device, pretend_fabric
 from finetune_kit.progress import Progress
+from finetune_kit.strategy import Strategy
 from finetune_kit.training.assemble import load_run
 from finetune_kit.training.device import make_fabric
 from finetune_kit.training.run import Runner
@@ -348,6 +349,35 @@ def test_a_run_with_gates_is_measured_beside_the_best_single_policy(dataset: Dat
     assert hits.mean() == pytest.approx(control["test"]["full"]["hr@5"])
     assert len(control["gates"]) == 2
     assert "control" not in whole_run(runner(dataset, "finetune-cls"), tmp_path)[0]
+
+
+def test_a_label_s_control_is_measured_too(dataset: Dataset, tmp_path: Path) -> None:
+    metrics, folder = whole_run(runner(dataset, "uaf-random", run={"task": "label:kind"}), tmp_path)
+    rows = read_table(folder / "instances.parquet")
+    right = (rows["class"] == rows["control_predicted"]).mean()
+    assert right == pytest.approx(metrics["control"]["test"]["accuracy"])
+
+
+def test_a_control_that_fails_does_not_cost_the_run(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise TypeError("takes no gates")
+
+    monkeypatch.setattr(Strategy, "encode_with", fail)
+    made = runner(dataset, "uaf-random", finetune={"epochs": 1})
+    metrics, _ = whole_run(made, tmp_path)
+    assert metrics["control"] == {"reason": "takes no gates"}
+    assert any("no single choice of blocks was measured" in line for line in made.progress.lines)
+
+
+def test_users_with_one_event_each_are_refused_before_anything_trains(tmp_path: Path) -> None:
+    Synthetic(SyntheticOptions(users=60, max_length=12)).prepare(tmp_path / "data")
+    dataset = Dataset.open(tmp_path / "data")
+    dataset.__dict__["source_lengths"] = np.ones(60, np.int64)  # as if
+    for strategy in ("mtl", "finetune-cls"):
+        with pytest.raises(DataError, match="0 users have two or more source events; learning the source domain needs"):
+            runner(dataset, strategy).refuse_early()
 
 
 def test_the_split_of_the_authors_code_warns(dataset: Dataset) -> None:
