@@ -66,9 +66,9 @@ def read_facts(folder: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(
-            f"{str(folder)!r} holds no model: there is no {path.name}; name a finished run's folder"
-        ) from None
+        is_comparison = (folder / "comparison.json").exists()
+        advice = f"its runs are in {str(folder / 'runs')!r}" if is_comparison else "name a finished run's folder"
+        raise CheckpointError(f"{str(folder)!r} holds no model: there is no {path.name}; {advice}") from None
     except (OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} can't be read: {error}") from error
     if facts.get("format_version") != FORMAT_VERSION:

@@ -64,7 +64,7 @@ def resolve(model: type[OptionsT], values: Mapping[str, Any], section: str) -> O
 def _one_line(error: ValidationError, model: type[BaseModel], section: str) -> str:
     """Return pydantic's first complaint as one line: the option, the value and what would be right."""
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
+    name = ".".join(part for part in first["loc"] if isinstance(part, str))  # not the place within a list
     if first["type"] == "extra_forbidden":
         known = list(model.model_fields)
         have = ", ".join(known) or "none"

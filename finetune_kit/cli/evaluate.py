@@ -11,12 +11,12 @@ import typer
 from finetune_kit.cli import arguments as arg
 from finetune_kit.cli.output import ConsoleProgress, print_json, stdout
 from finetune_kit.cli.result import dataset_of, gates_text, metrics_table, read_metrics, warnings
-from finetune_kit.errors import OptionError
+from finetune_kit.errors import OptionError, did_you_mean
 
 
 def evaluate(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
-    protocol: Annotated[str | None, typer.Option(help="Ranking protocols: full, sampled or both.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Ranking protocols: full, sampled or full,sampled.")] = None,
     data: Annotated[str | None, typer.Option(help="The run's dataset, where it was moved.")] = None,
     base: Annotated[Path | None, typer.Option(help="The run's pre-trained backbone, where it was moved.")] = None,
     device: arg.Device = None,
@@ -42,6 +42,10 @@ def evaluate(
     for name, options in arg.read_sections(None, set_, {"device": device, "precision": precision}).items():
         _refuse_what_trained(name, options, sections["run"]["strategy"])
         sections[name] = {**sections.get(name, {}), **options}
+    if protocol and sections["run"].get("task", "items") != "items":
+        raise OptionError(
+            f"--protocol has no effect: {str(folder)!r} tells {sections['run']['task']}, it ranks nothing"
+        )
     if protocol:
         sections["evaluation"] = {**sections["evaluation"], "protocols": protocol}
     config = resolve_config(sections)
@@ -64,9 +68,14 @@ def _refuse_what_trained(section: str, options: Mapping[str, object], strategy: 
     """Refuse options that decided the training: with another seed or split, the test would hold what was trained on."""
     from finetune_kit.plugins import installed
 
-    own = installed().component("strategy", strategy).load().evaluation_options
+    model = installed().component("strategy", strategy).load()
+    own = model.evaluation_options
     allowed = {("run", "device"), ("run", "precision"), *(("strategy", option) for option in own)}
     for option in options:
+        if section == "strategy" and option not in (known := list(model.Options.model_fields)):
+            have = ", ".join(known) or "none"
+            guess = did_you_mean(option, known)
+            raise OptionError(f"no option strategy.{option} of {strategy!r}.{guess} Options of strategy: {have}")
         if section != "evaluation" and (section, option) not in allowed:
             names = ", ".join(["evaluation.*", *(f"strategy.{name}" for name in sorted(own))])
             raise OptionError(

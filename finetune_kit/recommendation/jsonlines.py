@@ -35,7 +35,10 @@ def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: no JSON ({error}); every line must be one object") from error
+            reason = (
+                f"{error.msg} at character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            )
+            raise DataError(f"{where}: no JSON ({reason}); every line must be one object") from error
         if not isinstance(row, dict):
             raise DataError(f"{where}: a {type(row).__name__}, not an object; every line must be one, {{…}}")
         yield where, row

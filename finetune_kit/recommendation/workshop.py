@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import duckdb
@@ -27,6 +27,20 @@ class Workshop(Preparation):
 
 
 @contextmanager
+def _folder(folder: Path) -> Iterator[None]:
+    """Make a folder for the block, and take it away again if the block fails."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # someone else put something there meanwhile
+            for path in missing:
+                path.rmdir()
+        raise
+
+
+@contextmanager
 def workshop(output: Path, memory_limit: str = DEFAULT_MEMORY_LIMIT) -> Iterator[Workshop]:
     """Give a `Workshop` in a hidden folder beside a file that is to be written.
 
@@ -37,8 +51,10 @@ def workshop(output: Path, memory_limit: str = DEFAULT_MEMORY_LIMIT) -> Iterator
     Raises:
         DataError: When the limit is no amount of memory, or memory or disk run out.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".partial", dir=output.parent) as temporary:
+    with (
+        _folder(output.parent),
+        tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".partial", dir=output.parent) as temporary,
+    ):
         scratch = Path(temporary)
         try:
             connection = connect_on_disk(scratch, memory_limit)

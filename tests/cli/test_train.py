@@ -291,6 +291,17 @@ def test_evaluate_may_change_what_acts_in_evaluation_alone(ftkit):
     )
 
 
+def test_evaluate_says_what_does_not_exist_and_what_has_no_effect(ftkit):
+    ftkit("run", "--strategy", "finetune-cls", "--epochs", "1", *TINY, "--task", "label:kind", "--output", "out")
+    done = ftkit("evaluate", "out", "--set", "strategy.evaluation=sample")
+    assert done.err == "ftkit: no option strategy.evaluation of 'finetune-cls'. Options of strategy: none\n"
+    done = ftkit("evaluate", "out", "--protocol", "full")
+    assert done.err == "ftkit: --protocol has no effect: 'out' tells label:kind, it ranks nothing\n"
+    Path("compared").mkdir()
+    Path("compared/comparison.json").touch()
+    assert "there is no model.json; its runs are in 'compared/runs'" in ftkit("evaluate", "compared").err
+
+
 def test_evaluate_refuses_another_dataset_naming_both_fingerprints(ftkit):
     ftkit(*HARD, "--output", "out")
     ftkit("data", "prepare", "synthetic", "--users", "70", "--output", "other")

@@ -101,3 +101,13 @@ def test_the_same_makes_the_same_bytes(tmp_path):
 def test_another_format_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"--output '.*out.xlsx': can't tell its format; the name must end in .parquet"):
         write(tmp_path / "out.xlsx")
+
+
+def test_a_folder_that_was_made_for_a_file_goes_when_nothing_is_written(tmp_path):
+    output = tmp_path / "new" / "deeper" / "out.csv"
+    with pytest.raises(ValueError, match="bad line"), workshop(output):
+        raise ValueError("bad line")
+    assert list(tmp_path.iterdir()) == []
+    with workshop(output):
+        pass
+    assert output.parent.is_dir()
