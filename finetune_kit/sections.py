@@ -90,7 +90,7 @@ class FinetuneOptions(Options):
     weight_decay: float = Field(0.0, ge=0)
     """Of Adam (L2)."""
     patience: int = Field(10, ge=0)
-    """Stop after so many epochs without a better MRR@5 (labels: accuracy) on validation; 0 trains all epochs."""
+    """Stop after so many epochs without a better MRR@5 (labels: macro F1) on validation; 0 trains all epochs."""
     loss: Loss = "bpr"
     """For items: bpr (the paper), bce (the authors' code), sampled-softmax over the drawn negatives, or softmax over
     all items. Labels are always learned by cross-entropy."""

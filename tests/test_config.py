@@ -1,13 +1,16 @@
 import math
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from documents import ROOT
 from finetune_kit import config as module
 from finetune_kit.cli.sections import SECTIONS as LISTED
 from finetune_kit.config import SECTIONS, read_toml, resolve_config, to_toml
 from finetune_kit.errors import OptionError, UnknownNameError
+from finetune_kit.options import parse_assignments
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 NUMBERS = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False)
@@ -157,16 +160,49 @@ def test_the_papers_preset_has_its_sizes_and_what_is_given_comes_first():
     assert config.strategy == resolve_config({"run": {"strategy": "uaf-hard"}}).strategy
 
 
-def test_the_authors_preset_switches_every_point_in_which_their_code_differs():
-    config = resolve_config({"run": {"strategy": "uaf-hard", "preset": "authors"}})
-    assert (config.finetune.pooling, config.finetune.loss) == ("mean", "bce")
-    assert (config.strategy.logits, config.strategy.evaluation) == ("sigmoid", "sample")
-    assert config.strategy.policy_options == {"mask_padding": False}
-    assert config.backbone.mask_padding is False
-    assert (config.data.split, config.pretrain.windows) == ("authors", "latest")
-    assert (config.backbone.dim, config.finetune.learning_rate) == (128, 1e-4)
-    rl = resolve_config({"run": {"strategy": "uaf-rl", "preset": "authors"}})
-    assert rl.strategy.reward == "authors"
+AUTHORS = {
+    "backbone": {"dim": 128, "num_blocks": 8, "mask_padding": False},
+    "pretrain": {"learning_rate": 1e-4, "batch_size": 256, "windows": "latest"},
+    "finetune": {
+        "learning_rate": 1e-4,
+        "batch_size": 256,
+        "batching": "instances",
+        "loss": "bce",
+        "pooling": "mean",
+    },
+    "data": {"split": "authors"},
+    "evaluation": {"protocols": ["sampled", "full"]},
+}
+UAF_AUTHORS = {
+    "uaf-hard": {"logits": "sigmoid", "evaluation": "sample", "policy_options": {"mask_padding": False}},
+    "uaf-soft": {"policy_options": {"mask_padding": False}},
+    "uaf-rl": {"reward": "authors", "policy_options": {"mask_padding": False}},
+}
+"""What the authors' code does where it differs from our defaults; nothing else may differ from them."""
+
+
+@pytest.mark.parametrize("strategy", UAF_AUTHORS)
+def test_the_authors_preset_switches_every_point_in_which_their_code_differs(strategy):
+    ours, theirs = (resolve_config({"run": {"strategy": strategy, "preset": preset}}) for preset in ("none", "authors"))
+    points = {**AUTHORS, "strategy": UAF_AUTHORS[strategy]}
+    for section, options in ours.tables().items():
+        if section != "run":
+            assert theirs.tables()[section] == {**options, **points.get(section, {})}
+
+
+@pytest.mark.parametrize(("strategy", "not_its_own"), [("uaf-hard", {"reward"}), ("uaf-rl", {"logits", "evaluation"})])
+def test_the_options_that_the_documentation_has_for_the_authors_code_are_their_preset(strategy, not_its_own):
+    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8").partition("| what | default | paper |")[2]
+    options = [row.split("|")[-2] for row in text.partition("\n\n")[0].splitlines()[2:]]
+    written = [given for cell in options for given in re.findall(r"`([\w.]+=[^`…]+)`", cell.partition(";")[0])]
+    points = parse_assignments(list(dict.fromkeys(written)))
+    points["strategy"] = {name: value for name, value in points["strategy"].items() if name not in not_its_own}
+    assert points["strategy"]["policy_options"] == {"mask_padding": "false"}
+    points["strategy"]["policy_options"] = {"mask_padding": False}
+    points["pretrain"].setdefault("batch_size", 256)  # "a batch" in the table, without its option
+    documented = resolve_config({"run": {"strategy": strategy}, **points}).tables()
+    preset = resolve_config({"run": {"strategy": strategy, "preset": "authors"}}).tables()
+    assert {**documented, "run": {}} == {**preset, "run": {}}
 
 
 def test_a_preset_knows_which_policy_it_is_for():

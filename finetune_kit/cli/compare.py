@@ -88,7 +88,6 @@ def compare(
     given, sections = arg.read_sections(None, set_, flags), arg.read_sections(config, set_, flags)
     comparison = _comparison(given, sections, strategies, seeds, fraction, backbone, tune)
     from finetune_kit.comparison.compare import prepare
-    from finetune_kit.comparison.record import MISSING
     from finetune_kit.comparison.write import as_json
 
     prepared = prepare(comparison, output, _Lines(), dry=dry_run)
@@ -101,9 +100,10 @@ def compare(
         print_json({**as_json(results, folder), "report": report and str(report)})
     else:
         print_comparison(results, folder, report)
-    if missing := [note for note in results.notes if note.startswith(MISSING)]:
-        planned = len(prepared.execution.cells)
-        raise FinetuneKitError(f"{len(missing)} of {planned} runs failed, see above; the same command tries them again")
+    execution = prepared.execution
+    if missing := sum(not execution.is_finished(cell) for cell in execution.cells):
+        planned = len(execution.cells)
+        raise FinetuneKitError(f"{missing} of {planned} runs failed, see above; the same command tries them again")
 
 
 def _write_report(results: Results, folder: Path) -> Path | None:
@@ -126,8 +126,8 @@ def _comparison(
     tune: list[str] | None,
 ) -> Comparison:
     """Return what a command line asks for; of a ``--config`` file's single run, strategy and seed don't count."""
-    from finetune_kit.comparison.choices import OWN, refuse_contradictions
     from finetune_kit.comparison.plan import Comparison
+    from finetune_kit.comparison.variations import OWN, refuse_contradictions
 
     tuned = _assignments(tune)
     refuse_contradictions(given, tuned)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from finetune_kit.cli.output import print_json, stdout, table
@@ -45,10 +46,12 @@ def print_comparison(results: Results, folder: Path, report: Path | None) -> Non
     for best in _best_rows(results):
         for data in pair_tables(results, best)[:1]:
             _print(data, ("diff", "d (inst", "Holm"))
-            print("paired t-tests; d is Cohen's d, Holm is p corrected for all pairs\n")
+            text = f"d is Cohen's d, Holm is p corrected for all pairs; {_about(data)}"
+            print(fill(text, 80), end="\n\n")
     if control := control_table(results):
-        _print(control, ("fine", "per", "single", "Holm"))
-        print("single: the best choice of blocks for all users on validation, at equal usage\n")
+        _print(control, ("per", "single", "Holm"))
+        text = f"single: the best choice of blocks for all users on validation, at equal usage; {_about(control)}"
+        print(fill(text, 80), end="\n\n")
     for part in by_fraction(results).values():
         _print(cost_table(part), ("trained", "fine", "inst", "pre"))
     for note in results.notes:
@@ -58,16 +61,27 @@ def print_comparison(results: Results, folder: Path, report: Path | None) -> Non
 
 
 def _best_rows(results: Results) -> list[Setting]:
-    """Return the best row of each share of the data and backbone, by the first metric."""
-    from finetune_kit.comparison.summary import of_row
+    """Return the best row of each share of the data and backbone, by the first metric; those without all seeds last."""
+    from finetune_kit.comparison.summary import is_whole, of_row
 
-    best: dict[tuple[float, str], tuple[float, Setting]] = {}
+    groups: dict[tuple[float, str], list[Setting]] = {}
     for setting in results.settings:
-        value = of_row(results, setting, results.metrics[0], results.protocols[0]).mean
-        key = (setting.fraction, setting.backbone)
-        if key not in best or value > best[key][0]:
-            best[key] = (value, setting)
-    return [setting for _, setting in best.values()]
+        groups.setdefault((setting.fraction, setting.backbone), []).append(setting)
+    best = []
+    for rows in groups.values():
+        ranked = [setting for setting in rows if is_whole(results, setting)] or rows
+        metric, protocol = results.metrics[0], results.protocols[0]
+        best.append(max(ranked, key=lambda setting: of_row(results, setting, metric, protocol).mean))
+    return best
+
+
+def _about(data: TableData) -> str:
+    """Return how the tests of a table were made, and what to keep in mind of them."""
+    from finetune_kit.comparison.statistics import CAVEAT, KINDS, METHODS
+
+    kinds = [kind for kind in KINDS if any(head.endswith(f"({kind})") for head in data.columns)]
+    text = f"{'; '.join(METHODS[kind] for kind in kinds)}."
+    return f"{text} {CAVEAT}" if "instances" in kinds else text
 
 
 def _print(data: TableData, heads: tuple[str, ...] = ("",)) -> None:

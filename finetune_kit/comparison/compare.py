@@ -12,11 +12,14 @@ from finetune_kit.comparison.execute import Execution
 from finetune_kit.comparison.plan import Cell, Comparison, plan_cells
 from finetune_kit.comparison.record import Planned, Record, read_results, refuse_other_data
 from finetune_kit.comparison.results import Results
+from finetune_kit.comparison.summary import title
 from finetune_kit.comparison.write import write_tables
-from finetune_kit.config import Config
+from finetune_kit.config import Config, resolve_config
 from finetune_kit.data.dataset import Dataset
 from finetune_kit.data.labelled import for_task
 from finetune_kit.data.named import resolve_dataset
+from finetune_kit.options import resolve
+from finetune_kit.plugins import installed
 from finetune_kit.progress import Progress
 from finetune_kit.training.device import make_fabric
 
@@ -112,14 +115,14 @@ def budget_of(comparison: Comparison, cells: Sequence[Cell]) -> str:
     configs = [cell.config for cell in cells]
     epochs = _span(config.finetune.epochs for config in configs)
     patience = _span(config.finetune.patience for config in configs)
-    training = f"at most {epochs} epochs, patience {patience}, best epoch by validation {comparison.monitor}"
+    training = f"at most {epochs} epochs, patience {patience}, best epoch by validation {title(comparison.monitor)}"
     tried = len({str(cell.tuned) for cell in cells})
     if tried == 1:
         return f"tuning budget: each row had 1 configuration, no search; {training}"
     values = "; ".join(f"{path}={','.join(map(str, values))}" for path, values in comparison.tune.items())
     return (
-        f"tuning budget: each row had {tried} configurations ({values}), each trained with every seed; the one with "
-        f"the best mean validation {comparison.monitor} is shown; {training}"
+        f"tuning budget: each row had {tried} configurations ({values}), each trained with every seed; one is "
+        f"chosen for all seeds, by the mean of validation {title(comparison.monitor)} over the seeds; {training}"
     )
 
 
@@ -134,11 +137,30 @@ def _notes(comparison: Comparison, configs: Sequence[Config]) -> tuple[str, ...]
         for section, table in comparison.sections.items()
         for option, value in table.items()
         if (section, option) not in (("run", "data"), ("run", "task"))
+        and any(not _is_default(config, section, option) for config in configs)
     ]
     notes = [f"options that are not at their default: {', '.join(options)}"] if options else []
     if any(config.data.split == "authors" for config in configs):
-        notes.append("data.split=authors chooses the best epoch on the test part: the numbers are too good to be true")
+        notes.append(
+            "data.split=authors chooses the best epoch on the test part, and so do --tune and the single choice of "
+            "blocks: the numbers are too good to be true"
+        )
     return tuple(notes)
+
+
+def _is_default(config: Config, section: str, option: str) -> bool:
+    """Return whether a configuration has an option at its default under its preset, or does not have it at all."""
+    if section == "data" and option in config.reader:
+        reader = installed().component("dataset", config.run.data)
+        model = reader.load().Options
+        if option not in reader.preset and model.model_fields[option].is_required():
+            return False
+        others = {name: value for name, value in config.reader.items() if name != option}
+        made = resolve(model, {**reader.preset, **others}, section).model_dump(mode="json")
+        return made[option] == config.reader[option]
+    names = () if section == "run" else ("strategy", "backbone", "preset")
+    plain = resolve_config({"run": {name: getattr(config.run, name) for name in names}})
+    return getattr(getattr(config, section), option, None) == getattr(getattr(plain, section), option, None)
 
 
 def _default_folder(dataset: str, task: str) -> Path:

@@ -2,48 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from finetune_kit.comparison import summary
-from finetune_kit.comparison.results import Results, Setting
-from finetune_kit.comparison.statistics import Test, holm, paired_t_test
+from finetune_kit.comparison.results import Result, Results
+from finetune_kit.comparison.statistics import CAVEAT, KINDS, METHODS, Test, holm, overlap_of, paired_t_test
 from finetune_kit.comparison.summary import p_value, signed
 from finetune_kit.comparison.table import TableData
 
-COLUMNS = ("strategy", "fine-tuned blocks", "per user", "single", "difference", "95 % interval", "d", "p", "Holm")
+COLUMNS = (
+    *("strategy", "fine-tuned blocks", "per user", "single", "difference", "95 % interval", "d"),
+    *(f"{head} ({kind})" for kind in KINDS for head in ("p", "Holm")),
+)
 
 
 def control_table(results: Results) -> TableData | None:
     """Return a row per strategy with gates, under the first metric and protocol; None where there is none.
 
     ``single`` is what the same trained model does when all users are given one choice of blocks: the one that does best
-    on validation among those with as many fine-tuned blocks as the policy uses on average.
+    on validation among those with as many fine-tuned blocks as the policy uses on average, rounded. Of a row, those
+    seeds count for which it was measured.
     """
     metric, protocol = results.metrics[0], results.protocols[0]
-    settings = [setting for setting in results.settings if all(run.has_control for run in results.of(setting))]
-    tests = [_test(results, setting, metric, protocol) for setting in settings]
-    corrected = holm([test.p for test in tests])
-    rows = [
-        (
-            results.name(setting),
-            summary.summarise([sum(run.metrics["gates"]["mean"]) for run in results.of(setting)]).text(".1f"),
-            summary.of_row(results, setting, metric, protocol).text(),
-            summary.summarise([_control(run.metrics, metric, protocol) for run in results.of(setting)]).text(),
-            *_cells(test._replace(p_holm=p)),
-        )
-        for setting, test, p in zip(settings, tests, corrected, strict=True)
-    ]
+    measured = [[run for run in results.of(setting) if run.has_control] for setting in results.settings]
+    measured = [runs for runs in measured if runs]
+    if not measured:
+        return None
+    rows = [_means(results, runs, metric, protocol) for runs in measured]
+    tests = _corrected([_tests(runs, metric, protocol) for runs in measured])
     name = f"{summary.title(metric)} {protocol}".strip()
-    caption = (
+    text = [
         f"{results.dataset}: {name} of each policy, and of the same model when all users get one choice of blocks: the "
-        "best on validation among those with as many fine-tuned blocks. Paired t-test over the test instances of all "
-        "seeds together; Holm is p corrected for all rows. Where the difference is not above 0, nothing was gained by "
-        "deciding per user."
+        "best on validation among those with as many fine-tuned blocks as the policy uses on average, rounded.",
+        f"{METHODS['instances'].capitalize()}, difference, interval and d too; {METHODS['seeds']}.",
+        f"Holm is p corrected for all rows. {CAVEAT}",
+        "Where the difference is not above 0, nothing was gained by deciding per user.",
+        *(f"{note[0].upper()}{note[1:]}." for note in control_notes(results)),
+    ]
+    cells = [(*row, *_cells(by_kind)) for row, by_kind in zip(rows, tests, strict=True)]
+    return TableData(" ".join(text), COLUMNS, tuple(cells), title="Per-user choice against a single one")
+
+
+def control_notes(results: Results) -> Iterator[str]:
+    """Yield for each policy whose single choice was not measured for all seeds: for which not, and why."""
+    for setting in results.settings:
+        lacking = [run for run in results.of(setting) if "gates" in run.metrics and not run.has_control]
+        if lacking:
+            reasons = dict.fromkeys(run.metrics.get("control", {}).get("reason", "not measured") for run in lacking)
+            seeds = summary.of_seeds(run.seed for run in lacking)
+            name = results.name(setting)
+            yield f"no single choice of blocks was measured beside {name}, {seeds}: {'; '.join(reasons)}"
+
+
+def _means(results: Results, runs: Sequence[Result], metric: str, protocol: str) -> tuple[str, ...]:
+    """Return a row's name, with the number of its seeds where some are missing, and its means over them."""
+    missing = "" if len(runs) == len(results.seeds) else f" ({len(runs)} of {len(results.seeds)} seeds)"
+    return (
+        results.name(runs[0].setting) + missing,
+        summary.summarise([sum(run.metrics["gates"]["mean"]) for run in runs]).text(".1f"),
+        summary.summarise([run.value(metric, protocol) for run in runs]).text(),
+        summary.summarise([_control(run.metrics, metric, protocol) for run in runs]).text(),
     )
-    return TableData(caption, COLUMNS, tuple(rows), title="Per-user choice against a single one") if rows else None
 
 
 def _control(metrics: Mapping[str, Any], metric: str, protocol: str) -> float:
@@ -51,19 +73,28 @@ def _control(metrics: Mapping[str, Any], metric: str, protocol: str) -> float:
     return values[protocol][metric] if protocol else values[metric]
 
 
-def _test(results: Results, setting: Setting, metric: str, protocol: str) -> Test:
-    differences = [
-        run.per_instance(metric, protocol) - run.per_instance(metric, protocol, control=True)
-        for run in results.of(setting)
-    ]
-    return paired_t_test(np.concatenate(differences))
+def _tests(runs: Sequence[Result], metric: str, protocol: str) -> dict[str, Test]:
+    """Return the tests that there are, by kind."""
+    instances = [run.per_instance(metric, protocol) - run.per_instance(metric, protocol, control=True) for run in runs]
+    seeds = np.array([run.value(metric, protocol) - _control(run.metrics, metric, protocol) for run in runs])
+    tests = {"instances": paired_t_test(np.concatenate(instances)), "seeds": paired_t_test(seeds, overlap_of(runs))}
+    return {kind: test for kind, test in tests.items() if test}
 
 
-def _cells(test: Test) -> tuple[str, ...]:
-    return (
-        signed(test.difference, 4),
-        f"{signed(test.low, 4)} … {signed(test.high, 4)}",
-        signed(test.effect, 2),
-        p_value(test.p),
-        p_value(test.p_holm),
-    )
+def _corrected(tests: list[dict[str, Test]]) -> list[dict[str, Test]]:
+    """Return tests with Holm's correction over all rows that have one of a kind."""
+    for kind in KINDS:
+        tested = [by_kind for by_kind in tests if kind in by_kind]
+        for by_kind, p in zip(tested, holm([by_kind[kind].p for by_kind in tested]), strict=True):
+            by_kind[kind] = by_kind[kind]._replace(p_holm=p)
+    return tests
+
+
+def _cells(tests: Mapping[str, Test]) -> tuple[str, ...]:
+    cells = ["–"] * 3
+    if shown := next(iter(tests.values()), None):
+        interval = f"{signed(shown.low, 4)} … {signed(shown.high, 4)}"
+        cells = [signed(shown.difference, 4), interval, signed(shown.effect, 2)]
+    for kind in KINDS:
+        cells += [p_value(tests[kind].p), p_value(tests[kind].p_holm)] if kind in tests else ["–"] * 2
+    return tuple(cells)

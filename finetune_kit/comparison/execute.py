@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import time
 import traceback
@@ -21,6 +20,9 @@ from finetune_kit.files import write_text
 from finetune_kit.plugins import installed
 from finetune_kit.progress import Progress
 from finetune_kit.training.run import Runner
+
+ERROR = "error.txt"
+"""The file in a run's folder that says where it crashed."""
 
 
 @dataclass
@@ -57,16 +59,23 @@ class Execution:
 
     def refuse_early(self) -> None:
         """Raise now what would else be raised hours later: folders that hold something else, what can't be built."""
+        cells: dict[Path, Cell] = {}
         for cell in self.cells:
-            _refuse_other_options(self.path(cell), cell)
-        for one, other in itertools.combinations(self.cells, 2):
-            if self.path(one) == self.path(other):
-                raise OptionError(f"{self.title(one)} and {self.title(other)} are the same run; keep one of them")
-        tried = set()
-        for cell in self.cells:
-            if (key := (cell.setting, *map(str, cell.tuned.values()))) not in tried and not self.is_finished(cell):
-                tried.add(key)
-                self._runner(cell, Progress()).refuse_early()
+            other = cells.setdefault(path := self.path(cell), cell)
+            if other is not cell:
+                raise OptionError(f"{self.title(other)} and {self.title(cell)} are the same run; keep one of them")
+            _refuse_other_options(path, cell)
+        missing = [cell for cell in self.cells if not self.is_finished(cell)]
+        split, built = set(), set()
+        for cell in missing:
+            configuration, parts = (cell.setting, *map(str, cell.tuned.values())), (cell.seed, cell.setting.fraction)
+            runner = self._runner(cell, Progress())
+            if configuration not in built:
+                runner.refuse_early()
+            elif parts not in split:
+                _ = runner.split  # drawn by the seed: another may leave a part empty, or items unseen
+            built.add(configuration)
+            split.add(parts)
 
     def carry_out(self) -> dict[Path, str]:
         """Run what is not there yet, seed by seed; return why runs failed, by folder. They don't stop the others."""
@@ -99,6 +108,7 @@ class Execution:
         base = runner.pretrain(self.folder.parent / "pretrained") if strategy.needs_pretrained else None
         runner.finetune(folder, base)
         shutil.rmtree(folder / "last", ignore_errors=True)  # only needed to go on, and as large as three models
+        (folder / ERROR).unlink(missing_ok=True)  # of an earlier try
 
     def _runner(self, cell: Cell, progress: Progress) -> Runner:
         return Runner(cell.config, self.dataset, self.fabric, progress, resume=True)
@@ -107,7 +117,7 @@ class Execution:
         """Return in one line why a cell failed; what may be our fault leaves its traceback in the run's folder."""
         if isinstance(error, FinetuneKitError):
             return str(error)
-        path = self.path(cell) / "error.txt"
+        path = self.path(cell) / ERROR
         write_text(path, "".join(traceback.format_exception(error)))
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}; {path} shows where"
 

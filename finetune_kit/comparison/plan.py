@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetune_kit.comparison.choices import Choice, Choices, choices_of, refuse_contradictions
 from finetune_kit.comparison.results import LABEL_METRICS, RANKING_METRICS, Setting
+from finetune_kit.comparison.variations import Variation, Variations, refuse_contradictions, variations_of
 from finetune_kit.config import SECTIONS, Config, resolve_config
 from finetune_kit.errors import OptionError
 from finetune_kit.sections import label_of
@@ -101,23 +101,23 @@ def plan_cells(comparison: Comparison) -> list[Cell]:
     Raises:
         FinetuneKitError: For a name that is not installed, or an option that none of the compared has.
     """
-    choices = choices_of(comparison.sections, comparison.tune, comparison.strategies, comparison.backbones)
+    variations = variations_of(comparison.sections, comparison.tune, comparison.strategies, comparison.backbones)
     cells = []
     for fraction, backbone, strategy in itertools.product(
         comparison.fractions, comparison.backbones, comparison.strategies
     ):
-        for varied in _combinations(choices.varied_for(strategy, backbone)):
+        for varied in _combinations(variations.varied_for(strategy, backbone)):
             variant = ", ".join(f"{path}={value}" for path, value in varied.items())
             setting = Setting(strategy, variant, backbone, float(fraction))
-            for tuned in _combinations(choices.tuned):
+            for tuned in _combinations(variations.tuned):
                 for seed in comparison.seeds:
-                    config = _resolve(choices, setting, seed, {**varied, **tuned})
+                    config = _resolve(variations, setting, seed, {**varied, **tuned})
                     cells.append(Cell(setting, tuned, seed, config))
     return cells
 
 
-def _resolve(choices: Choices, setting: Setting, seed: int, chosen: Mapping[str, Any]) -> Config:
-    sections = choices.fixed_for(setting.strategy, setting.backbone)
+def _resolve(variations: Variations, setting: Setting, seed: int, chosen: Mapping[str, Any]) -> Config:
+    sections = variations.fixed_for(setting.strategy, setting.backbone)
     run = {"strategy": setting.strategy, "backbone": setting.backbone, "seed": seed}
     sections["run"] = {**sections.get("run", {}), **run}
     sections["data"] = {**sections.get("data", {}), "fraction": setting.fraction}
@@ -130,11 +130,11 @@ def _resolve(choices: Choices, setting: Setting, seed: int, chosen: Mapping[str,
     return config
 
 
-def _combinations(choices: Iterable[Choice]) -> list[dict[str, Any]]:
-    """Return every combination of values, by path; one empty one for no choices."""
-    choices = list(choices)
-    values = itertools.product(*(choice.values for choice in choices))
-    return [dict(zip((choice.path for choice in choices), combination, strict=True)) for combination in values]
+def _combinations(variations: Iterable[Variation]) -> list[dict[str, Any]]:
+    """Return every combination of values, by path; one empty one for no variations."""
+    variations = list(variations)
+    values = itertools.product(*(variation.values for variation in variations))
+    return [dict(zip((variation.path for variation in variations), combination, strict=True)) for combination in values]
 
 
 def _refuse_none_or_twice(name: str, values: Sequence[Any]) -> None:

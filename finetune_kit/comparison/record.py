@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from finetune_kit.comparison.control import control_notes
+from finetune_kit.comparison.provenance import base_notes, code_notes
 from finetune_kit.comparison.results import Result, Results, Setting, row_name
-from finetune_kit.comparison.summary import lost_to_references
+from finetune_kit.comparison.summary import lost_to_references, of_seeds
 from finetune_kit.errors import CheckpointError, OptionError
 from finetune_kit.files import write_json
 
@@ -122,22 +125,32 @@ def read_results(folder: Path) -> Results:
         for run in results.runs
         for remark in run.metrics.get("remarks", [])
     )
-    notes += [*record.notes, *lost_to_references(results), *remarks]
-    notes += [f"{MISSING}{_title(run, settings)}" for run in record.runs if run not in there]
+    notes += [*record.notes, *lost_to_references(results), *remarks, *control_notes(results)]
+    notes += [*code_notes(folder / run.folder for run in there), *base_notes(folder, there)]
+    notes += _missing([run for run in record.runs if run not in there], settings)
     return replace(results, notes=tuple(notes))
 
 
 def _choose(runs: Iterable[tuple[Planned, Result]], monitor: str) -> tuple[Mapping[str, Any], list[Result]]:
     """Return the configuration with the best mean validation metric, and its runs; the first of equal ones.
 
-    Configurations that lack a seed which another one has are passed over.
+    Configurations that have but a part of another's seeds are passed over; the mean is over the seeds that all others
+    share. Where they share none, those with most seeds are compared, each by the mean over its own.
     """
     groups: dict[str, tuple[Mapping[str, Any], list[Result]]] = {}
     for planned, result in runs:
         groups.setdefault(json.dumps(planned.tuned), (planned.tuned, []))[1].append(result)
-    most = max(len(results) for _, results in groups.values())
-    whole = [group for group in groups.values() if len(group[1]) == most]
-    return max(whole, key=lambda group: sum(valid_metric(result.metrics, monitor) for result in group[1]))
+    valid = {
+        name: {result.seed: valid_metric(result.metrics, monitor) for result in results}
+        for name, (_, results) in groups.items()
+    }
+    whole = [name for name in groups if not any(valid[name].keys() < other.keys() for other in valid.values())]
+    shared = set.intersection(*(set(valid[name]) for name in whole))
+    if not shared:
+        most = max(len(valid[name]) for name in whole)
+        whole = [name for name in whole if len(valid[name]) == most]
+    best = max(whole, key=lambda name: fmean(valid[name][seed] for seed in sorted(shared or valid[name])))
+    return groups[best]
 
 
 def valid_metric(metrics: Mapping[str, Any], monitor: str) -> float:
@@ -146,6 +159,17 @@ def valid_metric(metrics: Mapping[str, Any], monitor: str) -> float:
     return valid[monitor] if monitor in valid else next(iter(valid.values()))[monitor]
 
 
-def _title(run: Planned, settings: Iterable[Setting]) -> str:
-    tuned = "".join(f", {path}={value}" for path, value in run.tuned.items())
-    return f"{row_name(run.setting, settings)}{tuned}, seed {run.seed}" + (f": {run.failure}" if run.failure else "")
+def _missing(runs: Iterable[Planned], settings: Sequence[Setting]) -> Iterator[str]:
+    """Yield a line per row and configuration: which seeds it lacks, and why."""
+    lacking: dict[str, list[Planned]] = {}
+    for run in runs:
+        tuned = "".join(f", {path}={value}" for path, value in run.tuned.items())
+        lacking.setdefault(f"{row_name(run.setting, settings)}{tuned}", []).append(run)
+    for name, lost in lacking.items():
+        reasons: dict[str, list[int]] = {}
+        for run in lost:
+            if run.failure:
+                reasons.setdefault(run.failure, []).append(run.seed)
+        is_one = len(reasons) == 1 and all(run.failure for run in lost)
+        why = "; ".join(text if is_one else f"{of_seeds(seeds)}: {text}" for text, seeds in reasons.items())
+        yield f"{MISSING}{name}, {of_seeds(run.seed for run in lost)}" + (f": {why}" if why else "")

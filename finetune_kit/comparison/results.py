@@ -64,7 +64,7 @@ class Result:
     @property
     def has_control(self) -> bool:
         """Whether the best single choice of blocks for all users was measured too."""
-        return "control" in self.metrics
+        return "test" in self.metrics.get("control", {})
 
     def per_instance(self, metric: str, protocol: str = "", *, control: bool = False) -> np.ndarray:
         """Return what each test instance gives to a metric, ``(instances,)``, in the order of `instances`.

@@ -4,6 +4,16 @@ Of two rows, those of their seeds that both have count. Over instances, a pair i
 both rows; over seeds, the two means. S. Holm, *A simple sequentially rejective multiple test procedure*, Scandinavian
 Journal of Statistics 6, 1979; J. Cohen, *Statistical power analysis for the behavioral sciences*, 1988: d_z is the mean
 of the differences over their standard deviation.
+
+Seeds draw the training and test parts of one dataset at random. Those parts overlap between seeds, so the seeds' means
+depend on each other, and a plain t-test over them finds differences too often. C. Nadeau and Y. Bengio, *Inference for
+the generalization error*, Machine Learning 52, 2003, therefore take as the variance of the mean of k differences with
+sample variance s², where each seed trains on n_train and is measured on n_test instances,
+
+    (1/k + n_test/n_train) · s²    instead of    s²/k
+
+and compare the mean over its root with Student's t of k − 1 degrees of freedom: the corrected resampled t-test. The
+test over seeds and its interval are that one; the test over instances is the plain one.
 """
 
 from __future__ import annotations
@@ -20,6 +30,13 @@ from finetune_kit.comparison.results import Result, Results, Setting
 
 KINDS = ("instances", "seeds")
 """What is paired."""
+METHODS = {
+    "instances": "paired t-test over the test instances of all seeds together",
+    "seeds": "over seeds: t-test corrected for overlapping splits (Nadeau & Bengio 2003)",
+}
+"""How each kind is tested, in words."""
+CAVEAT = "Instances of one user, or of one instance under several seeds, depend on each other: their p is optimistic."
+"""What a reader of the test over instances must know."""
 CONSTANT = 1e-12
 """A spread below this share of the mean is rounding: the differences are all alike."""
 
@@ -98,17 +115,32 @@ def test_pairs(results: Results) -> list[Pair]:
 test_pairs.__test__ = False  # pyrefly: ignore[missing-attribute]  (pytest takes it for a test)
 
 
-def paired_t_test(differences: np.ndarray) -> Test:
-    """Return the t-test of differences ``(n,)``, n ≥ 2, against 0; where all are 0, p is 1."""
+def paired_t_test(differences: np.ndarray, overlap: float = 0.0) -> Test | None:
+    """Return the t-test of differences ``(n,)`` against 0, or None of less than two; where all are 0, p is 1.
+
+    Args:
+        differences: One minus other.
+        overlap: ``n_test / n_train`` where the differences are of repeated splits of one dataset (see above); 0 makes
+            the plain t-test.
+    """
     from scipy import stats
 
+    if len(differences) < 2:
+        return None
     mean, deviation, count = float(differences.mean()), float(differences.std(ddof=1)), len(differences)
     if deviation <= CONSTANT * max(abs(mean), CONSTANT):
         p = 0.0 if mean else 1.0
         return Test(mean, mean, mean, math.copysign(math.inf, mean) if mean else 0.0, p, p, count)
-    tested = stats.ttest_1samp(differences, 0.0)
-    low, high = tested.confidence_interval(0.95)
-    return Test(mean, float(low), float(high), mean / deviation, float(tested.pvalue), float(tested.pvalue), count)
+    error = math.sqrt(1 / count + overlap) * deviation  # of the mean
+    p = 2 * float(stats.t.sf(abs(mean) / error, count - 1))
+    half = float(stats.t.ppf(0.975, count - 1)) * error
+    return Test(mean, mean - half, mean + half, mean / deviation, p, p, count)
+
+
+def overlap_of(runs: Sequence[Result]) -> float:
+    """Return the test instances per training instance, in the mean over runs; 0 where runs don't say how many."""
+    sizes = [run.metrics["instances"] for run in runs if "instances" in run.metrics]
+    return float(np.mean([size["test"] / size["train"] for size in sizes])) if sizes else 0.0
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -124,6 +156,7 @@ class _Values:
     """What a row's runs have under one metric, by seed."""
 
     def __init__(self, runs: Sequence[Result], metric: str, protocol: str) -> None:
+        self.runs = {run.seed: run for run in runs}
         self.mean = {run.seed: run.value(metric, protocol) for run in runs}
         self.instances = {} if metric == "f1_macro" else {run.seed: _in_order(run, metric, protocol) for run in runs}
 
@@ -143,10 +176,11 @@ def _tests(one: _Values, other: _Values) -> Iterator[tuple[str, Test]]:
             (keys, values), (other_keys, other_values) = one.instances[seed], other.instances[seed]
             assert np.array_equal(keys, other_keys), f"the runs of seed {seed} have other test instances"
             differences.append(values - other_values)
-        if sum(map(len, differences)) > 1:
-            yield "instances", paired_t_test(np.concatenate(differences))
-    if len(seeds) > 1:
-        yield "seeds", paired_t_test(np.array([one.mean[seed] - other.mean[seed] for seed in seeds]))
+        if test := paired_t_test(np.concatenate(differences)):
+            yield "instances", test
+    differences = np.array([one.mean[seed] - other.mean[seed] for seed in seeds])
+    if test := paired_t_test(differences, overlap_of([one.runs[seed] for seed in seeds])):
+        yield "seeds", test
 
 
 def _corrected(family: list[Pair]) -> list[Pair]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -85,9 +85,15 @@ def lost_to_references(results: Results) -> list[str]:
     return lines
 
 
-def signed(value: float, digits: int) -> str:
-    """Return a number with its sign, e.g. ``"−0.0031"``."""
-    return f"{value:+.{digits}f}".replace("-", "−").replace("inf", "∞")
+def of_seeds(seeds: Iterable[int]) -> str:
+    """Return ``"seed 3"`` or ``"seeds 0, 1"``."""
+    seeds = list(seeds)
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+def signed(value: float, digits: int = 4) -> str:
+    """Return a number with its sign, e.g. ``"−0.0031"``; what rounds to 0 is ``"+0.0000"``."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−").replace("inf", "∞")  # −0.0 + 0.0 is 0.0
 
 
 def p_value(p: float) -> str:

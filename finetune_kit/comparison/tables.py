@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from finetune_kit.comparison import summary
 from finetune_kit.comparison.results import Results, Setting
-from finetune_kit.comparison.statistics import KINDS, Pair, Test, test_pairs
+from finetune_kit.comparison.statistics import CAVEAT, KINDS, METHODS, Pair, Test, test_pairs
 from finetune_kit.comparison.summary import Summary, p_value, signed
 from finetune_kit.comparison.table import Mark, TableData
 
@@ -139,17 +139,11 @@ def _pair_table(results: Results, pairs: Sequence[Pair], against: Setting | None
 
 
 def _method(kinds: Sequence[str]) -> str:
-    over = {"instances": "the test instances of all seeds together", "seeds": "the seeds' means"}
     text = (
-        f"paired t-tests over {' and over '.join(over[kind] for kind in kinds)}. Difference and interval are over "
+        f"{'; '.join(METHODS[kind] for kind in kinds)}. Difference and interval are over "
         f"{kinds[0]}; d is Cohen's d of the differences; Holm is p corrected for all pairs."
     )
-    if "instances" not in kinds:
-        return text
-    return (
-        f"{text} Instances of one user, or of one instance under several seeds, depend on each other: their p is "
-        "optimistic."
-    )
+    return f"{text} {CAVEAT}" if "instances" in kinds else text
 
 
 def _test_cells(test: Test) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from finetune_kit.comparison import summary
 from finetune_kit.comparison.control import control_table
 from finetune_kit.comparison.results import Result, Results
-from finetune_kit.comparison.statistics import test_pairs
+from finetune_kit.comparison.statistics import CAVEAT, METHODS, test_pairs
 from finetune_kit.comparison.tables import cost_table, main_tables, pair_tables
 from finetune_kit.files import write_text
 
@@ -90,6 +90,7 @@ def as_json(results: Results, folder: Path) -> dict[str, Any]:
         "rows": [_row(results, results.of(setting)) for setting in results.settings],
         "references": _references(results),
         "pairs": _pairs(results),
+        "about": {"instances": f"{METHODS['instances']}. {CAVEAT}", "seeds": METHODS["seeds"]},
         "notes": list(results.notes),
     }
 

@@ -13,8 +13,8 @@ from finetune_kit.report.picture import GREY, Look, Part, Picture, new_figure, p
 from finetune_kit.report.policy import PolicySummary, collapse_words, percent, policy_summary, random_summary
 
 
-class Policy(NamedTuple):
-    """A run's policy beside a random one of as many users and blocks."""
+class PolicyOfRun(NamedTuple):
+    """What a run's policy does, beside a random one of as many users and blocks."""
 
     setting: Setting
     seed: int
@@ -22,7 +22,7 @@ class Policy(NamedTuple):
     random: PolicySummary
 
 
-def policies(results: Results) -> list[Policy]:
+def policies(results: Results) -> list[PolicyOfRun]:
     """Return what the policy of each run with gates does, in the order of the runs."""
     coins: dict[tuple[int, int], PolicySummary] = {}
     found = []
@@ -30,7 +30,7 @@ def policies(results: Results) -> list[Policy]:
         if (gates := run.gates) is not None:
             if gates.shape not in coins:
                 coins[gates.shape] = random_summary(*gates.shape)
-            found.append(Policy(run.setting, run.seed, policy_summary(gates), coins[gates.shape]))
+            found.append(PolicyOfRun(run.setting, run.seed, policy_summary(gates), coins[gates.shape]))
     return found
 
 
@@ -62,7 +62,7 @@ _CAPTION = (
 )
 
 
-def _picture(part: Part, found: list[Policy], looks: Mapping[Setting, Look]) -> Picture:
+def _picture(part: Part, found: list[PolicyOfRun], looks: Mapping[Setting, Look]) -> Picture:
     settings = list(dict.fromkeys(one.setting for one in found))
     figure = new_figure(0.9 + 0.3 * len(settings))
     grid = figure.subplots(1, len(_PANELS), sharey=True)
@@ -80,7 +80,9 @@ def _picture(part: Part, found: list[Policy], looks: Mapping[Setting, Look]) -> 
     )
 
 
-def _draw(axes: Axes, found: list[Policy], settings: list[Setting], looks: Mapping[Setting, Look], name: str) -> None:
+def _draw(
+    axes: Axes, found: list[PolicyOfRun], settings: list[Setting], looks: Mapping[Setting, Look], name: str
+) -> None:
     """Draw one number of all policies: a line per setting."""
     for one in found:
         place, look = settings.index(one.setting), looks[one.setting]
@@ -100,7 +102,7 @@ def _draw(axes: Axes, found: list[Policy], settings: list[Setting], looks: Mappi
     axes.tick_params(axis="y", length=0)
 
 
-def _alt(results: Results, found: list[Policy]) -> str:
+def _alt(results: Results, found: list[PolicyOfRun]) -> str:
     said = [
         f"{results.name(one.setting)}, seed {one.seed}: {one.summary.entropy:.2f} bits, {one.summary.effective:.1f} "
         f"effective choices, distance {one.summary.distance:.2f}"

@@ -13,6 +13,7 @@ import jinja2
 
 from finetune_kit.comparison.control import control_table
 from finetune_kit.comparison.results import Results
+from finetune_kit.comparison.statistics import CAVEAT
 from finetune_kit.comparison.table import TableData
 from finetune_kit.comparison.tables import cost_table, main_tables, pair_tables
 from finetune_kit.config import read_toml
@@ -30,6 +31,10 @@ from finetune_kit.report.wins_picture import wins_picture, wins_words
 from finetune_kit.report.words import sentences
 
 TEMPLATE = "report.html.jinja"
+_OVER_INSTANCES = (
+    f"Tests over instances, here and of policies, can mislead. {CAVEAT} Whether a difference lasts under other seeds, the tests "
+    "over seeds say, where there are several."
+)
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,8 @@ def _sections(results: Results, folder: Path, dataset: Dataset | None) -> Iterat
             "wins", "Who wins where", texts, _show([wins_picture(results, wins, look)] if wins else [], folder)
         )
     yield Section("costs", "Costs", content=[cost_table(results)])
-    yield Section("pairs", "Tests of all pairs", content=pair_tables(results), is_detail=True)
+    if tables := pair_tables(results):
+        yield Section("pairs", "Tests of all pairs", [_OVER_INSTANCES], tables, is_detail=True)
 
 
 def _show(pictures: Iterable[Picture], folder: Path) -> list[Shown]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from finetune_kit.comparison.results import Result, Results, Setting
-from finetune_kit.comparison.summary import is_whole, of_row
+from finetune_kit.comparison.summary import is_whole
 from finetune_kit.data.dataset import Dataset, Labels
 from finetune_kit.files import read_table
 
@@ -61,20 +62,25 @@ class Wins:
 def pair_to_compare(results: Results) -> tuple[Setting, Setting] | None:
     """Return the best row with gates and the best without, else the two best rows; None for a single row.
 
-    Rows are looked for at the largest fraction of the data, by the mean of the first metric; those that lack seeds
+    Rows are looked for at the largest fraction of the data, by the mean of the first metric on validation: chosen on
+    the test part, whose differences are shown, the best rows would look better than they are. Those that lack seeds
     come last.
     """
     largest = max(setting.fraction for setting in results.settings)
-    metric, protocol = results.metrics[0], results.protocols[0]
     ranked = sorted(
         (setting for setting in results.settings if setting.fraction == largest),
-        key=lambda row: (not is_whole(results, row), -of_row(results, row, metric, protocol).mean),
+        key=lambda row: (not is_whole(results, row), -_on_validation(results, row)),
     )
     gated = [setting for setting in ranked if results.of(setting)[0].policy is not None]
     plain = [setting for setting in ranked if setting not in gated]
     if gated and plain:
         return gated[0], plain[0]
     return (ranked[0], ranked[1]) if len(ranked) > 1 else None
+
+
+def _on_validation(results: Results, setting: Setting) -> float:
+    metric, protocol = results.metrics[0], results.protocols[0]
+    return fmean(run.value(metric, protocol, part="valid") for run in results.of(setting))
 
 
 def find_wins(results: Results, pair: tuple[Setting, Setting], dataset: Dataset, kinds: Mapping[str, Labels]) -> Wins:
@@ -131,7 +137,8 @@ def _binned(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
     if len(different) <= _MAX_VALUES:
         return np.searchsorted(different, values), [str(value) for value in different]
     inner = np.quantile(values, np.arange(1, MAX_BINS) / MAX_BINS, method="lower")
-    edges = np.unique(np.concatenate([[different[0]], inner + 1, [different[-1] + 1]]))  # a group is [edge, next edge)
+    inner = np.minimum(inner + 1, different[-1])  # where the highest value is most of all, it is a group of its own
+    edges = np.unique(np.concatenate([[different[0]], inner, [different[-1] + 1]]))  # a group is [edge, next edge)
     labels = [str(low) if low == high else f"{low}–{high}" for low, high in zip(edges[:-1], edges[1:] - 1, strict=True)]
     labels = [f"≤{edges[1] - 1}", *labels[1:-1], f"≥{edges[-2]}"]
     return np.searchsorted(edges, values, side="right") - 1, labels

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from finetune_kit.comparison.results import Results, Setting
+from finetune_kit.comparison.summary import signed
 from finetune_kit.report.picture import GREY, Look, Picture, hide_unused, in_words, new_figure, short
 from finetune_kit.report.wins import MIN_USERS, Bin, Wins
-from finetune_kit.report.words import signed
 
 _COLUMNS = 3
 
@@ -38,10 +38,17 @@ def wins_picture(results: Results, wins: Wins, looks: Mapping[Setting, Look]) ->
         caption=f"{in_words(wins.metric, wins.protocol)} of {first} minus that of {second} on the same test instances, "
         "mean over users, with its 95 % confidence interval over users; below each group its number of users. Filled: "
         f"the interval excludes 0. {seeds}The interval does not say how other seeds would do. "
-        f"Groups of fewer than {MIN_USERS} users are left out.",
+        f"Groups of fewer than {MIN_USERS} users are left out. {_choice(results, wins)}",
         alt=f"Dot plots with error bars. {_alt(panels)}",
         figure=figure,
     )
+
+
+def _choice(results: Results, wins: Wins) -> str:
+    """Return how the two rows were chosen, see `pair_to_compare`."""
+    gated = [results.of(setting)[0].policy is not None for setting in (wins.first, wins.second)]
+    which = "the best row with gates and the best without" if gated == [True, False] else "the two best rows"
+    return f"The two are {which} by {in_words(wins.metric, wins.protocol)}, on the validation part."
 
 
 def wins_words(results: Results, wins: Wins) -> str:

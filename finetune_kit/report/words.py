@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from finetune_kit.comparison import summary
+from finetune_kit.comparison.control import control_notes
 from finetune_kit.comparison.results import Results, Setting
 from finetune_kit.comparison.statistics import Pair, Test, test_pairs
+from finetune_kit.comparison.summary import signed
 from finetune_kit.report.picture import in_words, parts
 
 SIGNIFICANT = 0.05
@@ -21,7 +23,8 @@ def sentences(results: Results) -> list[str]:
         lines = [" ".join(_leading(part.results)), *_controls(part.results)]
         said += [f"With {where}: {line}" if where else line for line in lines]
     lost = [line for line in summary.lost_to_references(results) if line not in results.notes]
-    return said + [f"{line[0].upper()}{line[1:]}." for line in lost]
+    said += [f"{line[0].upper()}{line[1:]}." for line in lost]
+    return said + [f"{line}." for line in control_notes(results) if line not in results.notes]
 
 
 def _leading(results: Results) -> Iterator[str]:
@@ -68,9 +71,8 @@ def _difference(results: Results, pair: Pair) -> str:
     test = pair.tests.get("seeds") or pair.tests["instances"]
     if "seeds" not in pair.tests:
         tested.append("how much the numbers vary between seeds, one seed can't say")
-    return (
-        f"The difference from {results.name(pair.other)}, the next, is {signed(test.difference)}: {'; '.join(tested)}."
-    )
+    difference = signed(test.difference)
+    return f"The difference from {results.name(pair.other)}, the next, is {difference}: {'; '.join(tested)}."
 
 
 def _verdict(test: Test) -> str:
@@ -79,22 +81,16 @@ def _verdict(test: Test) -> str:
 
 
 def _controls(results: Results) -> Iterator[str]:
-    """Yield whether deciding per user gains over the best single choice for all users, where runs have that control."""
+    """Yield whether deciding per user gains over the best single choice for all users, over the seeds with both."""
     metric, protocol = results.metrics[0], results.protocols[0]
     for setting in results.settings:
-        runs = results.of(setting)
-        if not all(run.has_control for run in runs):
+        runs = [run for run in results.of(setting) if run.has_control]
+        if not runs:
             continue
-        tests = [run.metrics["control"]["test"] for run in runs]
-        single = summary.summarise([test[protocol][metric] if protocol else test[metric] for test in tests])
+        single = summary.summarise([float(run.per_instance(metric, protocol, control=True).mean()) for run in runs])
         own = summary.summarise([run.value(metric, protocol) for run in runs])
         yield (
-            f"{results.name(setting)} deciding per user: {own.text()}; one choice of blocks for all its users, as many "
-            f"of them fine-tuned: {single.text()}. Deciding per user gains {signed(own.mean - single.mean)} "
-            f"{summary.title(metric)}."
+            f"{results.name(setting)} deciding per user: {own.text()}; one choice of blocks for all its users, with as "
+            "many fine-tuned blocks as the policy uses on average, rounded: "
+            f"{single.text()}. Deciding per user gains {signed(own.mean - single.mean)} {summary.title(metric)}."
         )
-
-
-def signed(value: float, digits: int = 4) -> str:
-    """Return a number with its sign, e.g. ``"−0.0123"``."""
-    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−").replace("inf", "∞")

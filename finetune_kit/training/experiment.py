@@ -101,7 +101,7 @@ class Experiment:
     @property
     def monitor(self) -> str:
         """The metric that chooses the best epoch on validation, as in the paper."""
-        return "mrr@5" if self.config.run.task == "items" else "accuracy"
+        return "mrr@5" if self.config.run.task == "items" else "f1_macro"
 
     def validator(self, strategy: Encoder) -> Callable[[], dict[str, float]]:
         """Return a function that measures a strategy on the validation part: metrics, `monitor` among them.

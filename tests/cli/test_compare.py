@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from finetune_kit.cli.comparison import _best_rows
 from finetune_kit.comparison.record import read_results
+from finetune_kit.comparison.results import Result, Results, Setting
+from finetune_kit.comparison.statistics import CAVEAT
 from finetune_kit.comparison.write import as_json
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "03_compare.py"
@@ -29,6 +32,7 @@ def test_a_comparison_prints_its_tables_in_80_columns(ftkit):
     assert tables.count(" finetune-cls ") == 4  # two protocols, one pair, one line of costs
     assert tables.count(" popularity ") == 2
     assert " minus " in tables
+    assert " ".join(tables.split()).count(CAVEAT) == 2  # of pairs, of the single choice
     assert "tuning budget: each row had 1 configuration, no search; at most 1 epochs, patience 10" in done.out
     assert done.out.endswith("tables.md, table.tex, table.csv in\nout\n")
     assert "4/4 uaf-hard, seed 1" in done.err
@@ -46,6 +50,14 @@ def test_json_has_everything_and_the_same_command_runs_nothing_again(ftkit):
     with Path("out/table.csv").open() as file:
         values = [float(row["test_full_mrr@5"]) for row in csv.DictReader(file) if row["strategy"] == "uaf-hard"]
     assert again.json["rows"][1]["test"]["full"]["mrr@5"]["mean"] == pytest.approx(sum(values) / 2)
+
+
+def test_a_row_without_all_seeds_is_not_the_best(tmp_path):
+    def row(strategy, seed, value):
+        return Result(Setting(strategy), seed, tmp_path, {"test": {"full": {"mrr@5": value}}})
+
+    results = Results("toy", "items", (row("torn", 0, 0.9), row("whole", 0, 0.1), row("whole", 1, 0.2)))
+    assert _best_rows(results) == [Setting("whole")]
 
 
 def test_one_strategy_and_one_seed_make_a_table_without_pairs_and_deviations(ftkit):
@@ -98,7 +110,7 @@ def test_missing_runs_end_with_exit_code_2(ftkit):
     arguments[arguments.index("--epochs") + 1] = "3"
     done = ftkit(*arguments, "--set", "finetune.learning_rate=1e-3,1e30")
     assert done.code == 2
-    assert done.out.count("missing: finetune-all finetune.learning_rate=1e30, seed") == 2
+    assert done.out.count("missing: finetune-all finetune.learning_rate=1e30, seeds 0, 1") == 1
     assert done.err.endswith("ftkit: 2 of 4 runs failed, see above; the same command tries them again\n")
 
 

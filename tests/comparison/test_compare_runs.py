@@ -9,7 +9,9 @@ from finetune_kit.comparison.record import Record, read_results
 from finetune_kit.errors import CheckpointError, OptionError, PluginError
 from finetune_kit.progress import Progress
 from finetune_kit.strategy import Strategy
+from finetune_kit.training.experiment import Experiment
 from ftkit_baselines.finetune import FinetuneAll
+from ftkit_datasets.synthetic import Synthetic
 
 TINY = {
     "data": {"users": 100, "max_length": 10},
@@ -130,7 +132,7 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(tmp_path):
     assert {run.setting.variant for run in results.runs} == {"finetune.learning_rate=1e-3"}
     missing = [note for note in results.notes if note.startswith("missing: ")]
     assert [note.partition(": ")[2].partition(":")[0] for note in missing] == [
-        f"finetune-all finetune.learning_rate=1e30, seed {seed}" for seed in (0, 1)
+        "finetune-all finetune.learning_rate=1e30, seeds 0, 1"
     ]
     assert "lower the learning rate" in missing[0]
 
@@ -139,14 +141,17 @@ def test_a_strategy_that_crashes_in_training_leaves_its_traceback(tmp_path, monk
     def crash(self, batch, encoded):
         raise RuntimeError("out of\nmemory")
 
-    monkeypatch.setattr(FinetuneAll, "loss", crash)
     lines = Lines()
-    results = compare(ONE_SEED, tmp_path / "out", lines)
+    with monkeypatch.context() as patched:
+        patched.setattr(FinetuneAll, "loss", crash)
+        results = compare(ONE_SEED, tmp_path / "out", lines)
     assert {run.setting.strategy for run in results.runs} == {"finetune-cls"}
     (path,) = tmp_path.glob("out/runs/finetune-all-*-s0-*/error.txt")
     assert f"missing: finetune-all, seed 0: RuntimeError: out of memory; {path} shows where" in results.notes
     assert "in crash" in path.read_text()
     assert any(line.startswith("warning: finetune-all, seed 0 failed: RuntimeError") for line in lines.lines)
+    assert len(compare(ONE_SEED, tmp_path / "out").runs) == 2
+    assert not path.exists()
 
 
 def test_what_can_t_be_built_is_refused_before_anything_trains(tmp_path, monkeypatch):
@@ -154,6 +159,34 @@ def test_what_can_t_be_built_is_refused_before_anything_trains(tmp_path, monkeyp
     with pytest.raises(PluginError, match="'finetune-all' failed in build"):
         compare(BOTH, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_split_of_every_seed_is_checked_once_before_anything_trains(tmp_path, monkeypatch):
+    drawn = []
+    split = Experiment.split.func
+
+    def note(self):
+        drawn.append(self.config.run.seed)
+        return split(self)
+
+    monkeypatch.setattr(Experiment, "split", property(note))
+    prepare(BOTH, tmp_path / "out")
+    assert set(drawn) == {0, 1}
+
+
+def test_only_options_that_are_not_at_their_default_are_noted(tmp_path):
+    sections = {
+        **{"run": {"preset": "none"}, "data": {"users": 100, "max_length": "50"}, "backbone": {"dim": 8}},
+        **{"strategy": {"temperature": 7}, "finetune": {"patience": "10", "learning_rate": "1e-3,1e-2"}},
+    }
+    record = prepare(Comparison(["finetune-cls", "uaf-hard"], [0], sections=sections), tmp_path / "out").record()
+    assert record.notes == (
+        "options that are not at their default: data.users=100, backbone.dim=8, strategy.temperature=7, "
+        "finetune.learning_rate=1e-3,1e-2",
+    )
+    users = {"data": {"users": Synthetic.Options().users}}
+    record = prepare(Comparison(["finetune-cls"], [0], sections=users), tmp_path / "other").record()
+    assert record.notes == ()
 
 
 def test_equal_rows_are_refused(tmp_path):
@@ -201,8 +234,8 @@ def test_the_record_says_what_the_budget_was(tmp_path):
     results = compare(Comparison(["finetune-cls"], [0], sections=TINY, tune=tune), tmp_path / "out")
     assert results.notes[0] == (
         "tuning budget: each row had 2 configurations (finetune.learning_rate=1e-3,1e-2), each trained with every "
-        "seed; the one with the best mean validation mrr@5 is shown; at most 1 epochs, patience 10, best epoch by "
-        "validation mrr@5"
+        "seed; one is chosen for all seeds, by the mean of validation MRR@5 over the seeds; at most 1 epochs, patience "
+        "10, best epoch by validation MRR@5"
     )
     record = Record.read(tmp_path / "out")
     assert record.budget == results.notes[0]
@@ -218,4 +251,4 @@ def test_the_record_says_what_the_budget_was(tmp_path):
 def test_the_authors_split_comes_with_a_warning(tmp_path):
     sections = {**TINY, "data": {**TINY["data"], "split": "authors"}}
     results = compare(Comparison(["finetune-cls"], [0], sections=sections), tmp_path / "out")
-    assert any("too good to be true" in note for note in results.notes)
+    assert any("so do --tune and the single choice of blocks: the num" in note for note in results.notes)

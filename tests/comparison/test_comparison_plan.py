@@ -54,6 +54,11 @@ def test_options_that_take_a_list_keep_their_commas():
     assert cells[0].config.backbone.dilations == (1, 2)
 
 
+def test_what_all_rows_share_keeps_its_commas():
+    (cell,) = plan_cells(Comparison(["finetune-all"], seeds=[0], sections={"run": {"data": "movies, small"}}))
+    assert cell.config.run.data == "movies, small"
+
+
 def test_every_row_tries_every_combination_of_tuned_values_with_every_seed():
     tune = {"finetune.learning_rate": ["1e-3", "1e-2"], "finetune.batch_size": ["8"]}
     cells = plan_cells(Comparison(["finetune-all", "uaf-hard"], seeds=[0, 1], tune=tune))
@@ -111,8 +116,11 @@ def test_equal_options_have_one_folder_and_others_another():
         ({"sections": {"backbone": {"dims": 8}}}, "no option backbone.dims of 'nextitnet'. Did you mean 'dim'?"),
         ({"sections": {"finetune": {"lerning_rate": 1}}}, "no option finetune.lerning_rate. Did you mean"),
         ({"sections": {"fintune": {"epochs": 1}}}, "no section 'fintune'. Did you mean 'finetune'?"),
-        ({"sections": {"data": {"split": "user,instance"}}}, "data.split=user,instance: all rows share the test inst"),
-        ({"sections": {"run": {"preset": "paper,none"}}}, "all rows share the preset"),
+        (
+            {"sections": {"data": {"split": ["user", "instance"]}}},
+            "data.split=user,instance: all rows share the test",
+        ),
+        ({"sections": {"run": {"preset": ["paper", "none"]}}}, "all rows share the preset"),
         ({"sections": {"evaluation": {"cutoffs": "10"}}}, "have 5 among evaluation.cutoffs"),
         ({"tune": {"strategy.temperature": ["1"]}}, "'finetune-all' has no such option, so not every strategy would"),
         ({"tune": {"strategy.temprature": ["1"]}}, "Did you mean 'temperature'?"),

@@ -5,7 +5,8 @@ import pytest
 from made_up import made_up_label_run, made_up_results, made_up_run
 
 from finetune_kit.comparison.results import Results, Setting
-from finetune_kit.comparison.summary import lost_to_references
+from finetune_kit.comparison.statistics import CAVEAT
+from finetune_kit.comparison.summary import lost_to_references, signed
 from finetune_kit.comparison.table import TableData, latex
 from finetune_kit.comparison.tables import cost_table, main_tables, pair_tables
 from finetune_kit.comparison.write import as_json, write_tables
@@ -102,6 +103,22 @@ def test_the_table_of_labels_has_accuracy_and_macro_f1(tmp_path):
 def test_costs_are_parameters_seconds_and_instances_per_second(tmp_path):
     table = cost_table(made_up_results(tmp_path, {"a": [[1, 2], [2, 3]]}))
     assert table.rows == (("a", "1,000", "25.0 %", "3.0 ± 0.0", "2.0 ± 0.0", "1,234 ± 0", "10.0"),)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(-0.00001, "+0.0000"), (0.0, "+0.0000"), (-0.0031, "−0.0031"), (float("-inf"), "−∞")]
+)
+def test_signed_numbers_have_no_negative_zero(value, text):
+    assert signed(value) == text
+
+
+def test_captions_and_json_say_how_pairs_were_tested(tmp_path):
+    results = made_up_results(tmp_path, TWO_SEEDS)
+    caption, about = pair_tables(results)[0].caption, as_json(results, tmp_path)["about"]
+    for text in (caption, about["instances"]):
+        assert CAVEAT in text
+    for text in (caption, about["seeds"]):
+        assert "over seeds: t-test corrected for overlapping splits (Nadeau & Bengio 2003)" in text
 
 
 def test_all_pairs_are_tested_and_those_of_one_row_can_be_picked(tmp_path):

@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
+from scipy import stats
 
 from finetune_kit.comparison.control import control_table
 from finetune_kit.comparison.results import Result, Results, Setting
+from finetune_kit.comparison.statistics import CAVEAT, KINDS
 from finetune_kit.files import write_table
 
 
-def run(folder, strategy, seed, ranks, control):
+def run(folder, strategy, seed, ranks, control, reason=None):
     """Return a run with given ranks per test instance, and those of its control."""
     folder = folder / f"{strategy}-{seed}"
     columns = {"user": np.arange(len(ranks)), "item": np.ones(len(ranks), int), "rank_full": np.array(ranks, float)}
@@ -14,7 +16,10 @@ def run(folder, strategy, seed, ranks, control):
     if control is not None:
         columns["control_rank_full"] = np.array(control, float)
         value = np.mean([(r <= 5) / r for r in control])
+        metrics |= {"instances": {"train": 4, "test": 1}}
         metrics |= {"gates": {"mean": [1.0, 0.5]}, "control": {"gates": [1, 0], "test": {"full": {"mrr@5": value}}}}
+    if reason:
+        metrics |= {"gates": {"mean": [1.0]}, "control": {"reason": reason}}
     write_table(folder / "instances.parquet", columns)
     return Result(Setting(strategy), seed, folder, metrics)
 
@@ -34,8 +39,32 @@ def test_each_policy_stands_beside_its_single_choice_and_others_are_left_out(tmp
     assert row["single"].startswith("0.3125")  # (½ + ⅛)/2
     assert row["difference"] == "+0.3125"  # of ½, 0, ¾, 0
     # t = 0.3125 / (sd 0.3750 / √4) = 1.667 with 3 degrees of freedom
-    assert float(row["p"]) == pytest.approx(0.194, abs=1e-3)
-    assert row["p"] == row["Holm"]
+    assert float(row["p (instances)"]) == pytest.approx(0.194, abs=1e-3)
+    # of ¼ and ⅜: t = 0.3125 / (sd 0.0884 · √(½ + ¼)) = 4.082 with 1 degree of freedom
+    assert float(row["p (seeds)"]) == pytest.approx(2 * stats.t.sf(4.0825, 1), abs=1e-3)
+    assert [row[f"p ({kind})"] for kind in KINDS] == [row[f"Holm ({kind})"] for kind in KINDS]
+    assert CAVEAT in table.caption
+    assert "Nadeau & Bengio" in table.caption
+
+
+def test_seeds_without_a_single_choice_are_left_out_and_said(tmp_path):
+    runs = (
+        run(tmp_path, "uaf-hard", 0, [1, 2], [2, 2]),
+        run(tmp_path, "uaf-hard", 1, [9, 9], None, reason="too many"),
+        run(tmp_path, "uaf-rl", 0, [9, 9], None, reason="crashed"),
+    )
+    table = control_table(Results("toy", "items", runs))
+    (row,) = table.rows
+    assert row[0] == "uaf-hard (1 of 2 seeds)"
+    assert row[2] == "0.7500"
+    assert row[-2:] == ("–", "–")
+    assert "No single choice of blocks was measured beside uaf-hard, seed 1: too many." in table.caption
+    assert "No single choice of blocks was measured beside uaf-rl, seed 0: crashed." in table.caption
+
+
+def test_one_test_instance_has_no_test(tmp_path):
+    (row,) = control_table(Results("toy", "items", (run(tmp_path, "uaf-hard", 0, [1], [2]),))).rows
+    assert row[4:] == ("–",) * 7
 
 
 def test_without_a_policy_there_is_no_table(tmp_path):

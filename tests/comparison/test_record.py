@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pytest
@@ -52,6 +53,88 @@ def test_a_configuration_that_lacks_a_seed_is_not_chosen(tmp_path):
     results = read_results(tmp_path)
     assert {run.folder.parent.name for run in results.runs} == {"slow"}
     assert results.notes[-1] == "missing: a, finetune.learning_rate=fast, seed 1: the loss became nan"
+
+
+def test_configurations_are_compared_on_the_seeds_that_they_share(tmp_path):
+    runs = [
+        *(tried(tmp_path, "a", "fast", seed, [1, 1], valid) for seed, valid in ((0, 0.9), (1, 0.3))),
+        *(tried(tmp_path, "a", "slow", seed, [1, 1], valid) for seed, valid in ((1, 0.4), (2, 0.4))),
+    ]
+    replace(RECORD, runs=tuple(runs)).write(tmp_path)
+    assert {run.folder.parent.name for run in read_results(tmp_path).runs} == {"slow"}  # 0.4 against 0.3 on seed 1
+
+
+def test_seeds_that_are_missing_stand_in_one_line_per_row(tmp_path):
+    there = tried(tmp_path, "b", "fast", 0, [1, 1], valid=0.4)
+    lost = [Planned(Setting("a"), {}, seed, f"nowhere-{seed}", "too hot") for seed in (0, 1)]
+    other = [Planned(Setting("c"), {}, seed, f"no-{seed}", reason) for seed, reason in ((0, "full"), (1, ""))]
+    replace(RECORD, runs=(there, *lost, *other)).write(tmp_path)
+    assert read_results(tmp_path).notes[-2:] == (
+        "missing: a, seeds 0, 1: too hot",
+        "missing: c, seeds 0, 1: seed 0: full",
+    )
+
+
+def planned(folder, setting: Setting, seed: int, config: str = "", base: str = "", **metrics) -> Planned:
+    """Make a run with what it recorded of the code and of its pre-trained backbone."""
+    run = made_up_run(folder, setting, seed, [1, 2], **metrics)
+    if config:
+        (run.folder / "config.toml").write_text(config)
+    if base:
+        (run.folder / "model.json").write_text(json.dumps({"base": {"hash": base}}))
+    return Planned(setting, {}, seed, run.folder.name)
+
+
+def notes(folder, *runs: Planned) -> tuple[str, ...]:
+    """Return what is noted of runs beside the budget."""
+    replace(RECORD, runs=runs).write(folder)
+    return read_results(folder).notes[1:]
+
+
+CODE = '[versions]\nfinetune-kit = "{}"\n[git]\n'.format
+GIT = 'commit = "{}"\nis_dirty = {}\n'.format
+
+
+@pytest.mark.parametrize(
+    ("configs", "states"),
+    [
+        (["", "", ""], None),
+        ([CODE("1.0")] * 3, None),
+        ([CODE("1.0") + GIT("a" * 40, "false")] * 3, None),
+        ([CODE("1.0"), CODE("1.1"), CODE("1.1")], "version 1.1 (2 runs), version 1.0 (1 run)"),
+        (
+            [CODE("1.0") + GIT("a" * 40, dirty) for dirty in ("true", "false", "false")],
+            "aaaaaaa (2 runs), aaaaaaa with changes (1 run)",
+        ),
+        ([CODE("1.0"), "", ""], "unknown (2 runs), version 1.0 (1 run)"),
+    ],
+)
+def test_runs_made_by_several_states_of_the_code_are_noted(tmp_path, configs, states):
+    runs = [planned(tmp_path, Setting("a"), seed, config) for seed, config in enumerate(configs)]
+    expected = f"runs were made by 2 states of the code: {states}; delete a run's folder to make it again"
+    assert notes(tmp_path, *runs) == (() if states is None else (expected,))
+
+
+def test_rows_on_different_pre_trained_backbones_are_noted_unless_they_ask_for_them(tmp_path):
+    runs = [
+        planned(tmp_path, Setting("a"), 0, base="0" * 64),
+        planned(tmp_path, Setting("b"), 0, base="1" * 64),
+        planned(tmp_path, Setting("c"), 0),  # not pre-trained
+        planned(tmp_path, Setting("a"), 1, base="2" * 64),
+        planned(tmp_path, Setting("b"), 1, base="2" * 64),
+        planned(tmp_path, Setting("a", "strategy.x=1, pretrain.epochs=3"), 1, base="3" * 64),
+        planned(tmp_path, Setting("a", backbone="sasrec"), 0, base="4" * 64),
+    ]
+    assert notes(tmp_path, *runs) == (
+        "seed 0: rows stand on 2 different pre-trained nextitnet backbones: a nextitnet on 0000000; b nextitnet on "
+        "1111111",
+    )
+
+
+def test_a_policy_whose_single_choice_was_not_measured_is_noted(tmp_path):
+    control = {"gates": {"mean": [1.0]}, "control": {"reason": "too many"}}
+    runs = [planned(tmp_path, Setting("a"), seed, **control) for seed in (0, 1)]
+    assert notes(tmp_path, *runs) == ("no single choice of blocks was measured beside a, seeds 0, 1: too many",)
 
 
 def test_what_is_no_comparison_or_has_no_run_is_refused(tmp_path):

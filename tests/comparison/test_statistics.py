@@ -57,6 +57,28 @@ def test_a_test_can_be_worked_by_hand():
     assert test.count == 3
 
 
+def test_the_test_over_overlapping_splits_is_the_corrected_resampled_one(tmp_path):
+    ranks = {"a": [[1, 2, 9, 4], [3, 9, 1, 1], [1, 1, 1, 2]], "b": [[2, 1, 9, 9], [9, 9, 2, 1], [1, 9, 9, 9]]}
+    instances = {"train": 16, "valid": 1, "test": 4}
+    test = test_pairs(made_up_results(tmp_path, ranks, instances=instances))[0].tests["seeds"]
+
+    def mean(row):  # slowly
+        return sum(1 / rank for rank in row if rank <= 5) / len(row)
+
+    differences = [mean(one) - mean(other) for one, other in zip(ranks["a"], ranks["b"], strict=True)]
+    centre = sum(differences) / 3
+    variance = sum((value - centre) ** 2 for value in differences) / 2
+    error = math.sqrt((1 / 3 + 4 / 16) * variance)
+    assert test.difference == pytest.approx(centre)
+    assert test.p == pytest.approx(2 * stats.t.sf(centre / error, 2))
+    assert (test.low, test.high) == pytest.approx((centre - 4.302653 * error, centre + 4.302653 * error))
+    assert test.p > stats.ttest_1samp(differences, 0).pvalue
+
+
+def test_less_than_two_differences_have_no_test():
+    assert paired_t_test(np.array([1.0])) is None
+
+
 def test_equal_rows_have_p_1_and_no_effect():
     test = paired_t_test(np.zeros(5))
     assert (test.difference, test.effect, test.p) == (0, 0, 1)

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from report_runs import GATED, PLAIN, give_gates, made_up
 
+from finetune_kit.comparison.control import control_notes
 from finetune_kit.comparison.results import Setting
+from finetune_kit.comparison.statistics import CAVEAT, test_pairs
+from finetune_kit.comparison.summary import signed
 from finetune_kit.data.dataset import Dataset
 from finetune_kit.report import write_report
 from finetune_kit.report.picture import Picture
-from finetune_kit.report.words import sentences, signed
+from finetune_kit.report.words import sentences
 
 EVIL = '<script>alert("x")</script>'
 
@@ -165,18 +168,53 @@ def test_sentences_say_who_leads_and_whether_that_is_more_than_chance(tmp_path: 
         run.metrics["test"]["full"]["mrr@5"] = values[run.setting, run.seed]
     first = sentences(results)[0]
     assert first.startswith("gated leads with MRR@5, full ranking 0.2200 ± 0.1100 over 3 seeds.")
-    # differences 0.01, 0.02, 0.03: d = 0.02 / 0.01, t = 2√3, p of t with 2 degrees of freedom = 0.0742
-    assert "from plain, the next, is +0.0200: over 3 seeds not distinguishable (Holm's p = 0.074, d = +2.00);" in first
+    test = test_pairs(results)[0].tests["seeds"]  # of differences 0.01, 0.02, 0.03
+    assert test.p_holm >= 0.05
+    verdict = f"not distinguishable (Holm's p = {test.p_holm:.2g}, d = {signed(-test.effect, 2)});"
+    assert f"from plain, the next, is +0.0200: over 3 seeds {verdict}" in first
 
 
 def test_a_strategy_that_gains_nothing_by_deciding_per_user_is_told_so(tmp_path: Path, dataset: Dataset) -> None:
     results = made_up(tmp_path, dataset, seeds=(0,), files=False)
     (run,) = results.of(GATED)
-    value = run.value("mrr@5", "full")
-    run.metrics["control"] = {"gates": [1, 0, 0], "test": {"full": {"mrr@5": value + 0.01, "hr@5": 0.5}}}
+    run.metrics["test"]["full"]["mrr@5"] = 0.49
+    run.metrics["control"] = {"gates": [1, 0, 0], "test": {"full": {"mrr@5": 0.5, "hr@5": 1.0}}}
+    run.instances["control_rank_full"] = np.full(len(run.instances["user"]), 2.0)
     said = [line for line in sentences(results) if line.startswith("gated deciding per user")]
     assert len(said) == 1
+    assert "one choice of blocks for all its users, with as many fine-tuned blocks as the policy uses on" in said[0]
     assert said[0].endswith("Deciding per user gains −0.0100 MRR@5.")
+
+
+def test_a_control_that_was_not_measured_is_named_with_its_reason(tmp_path: Path, dataset: Dataset) -> None:
+    results = made_up(tmp_path, dataset, seeds=(0, 1, 2), files=False)
+    for run, reason in zip(results.of(GATED), ("takes no gates", "takes no gates", "too many"), strict=True):
+        run.metrics.update({"gates": {"mean": [0.5]}, "control": {"reason": reason}})
+    (note,) = control_notes(results)
+    assert "takes no gates; too many" in note
+    assert f"{note}." in sentences(results)
+    assert f"{note}." not in sentences(dataclasses.replace(results, notes=(note,)))  # the page has it there
+
+
+def test_seeds_whose_control_was_not_measured_are_left_out_of_its_sentence(tmp_path: Path, dataset: Dataset) -> None:
+    results = made_up(tmp_path, dataset, files=False)
+    one, two = results.of(GATED)
+    one.metrics["test"]["full"]["mrr@5"] = 0.49
+    one.metrics.update({"gates": {"mean": [0.5]}, "control": {"test": {"full": {"mrr@5": 0.5, "hr@5": 1.0}}}})
+    one.instances["control_rank_full"] = np.full(len(one.instances["user"]), 2.0)
+    two.metrics.update({"gates": {"mean": [0.5]}, "control": {"reason": "takes no gates"}})
+    (said,) = [line for line in sentences(results) if line.startswith("gated deciding per user")]
+    assert "deciding per user: 0.4900; one choice" in said
+    assert any("seed 1: takes no gates" in line for line in sentences(results))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_page_says_before_its_tests_that_those_over_instances_are_optimistic(
+    tmp_path: Path, dataset: Dataset
+) -> None:
+    page = write_report(made_up(tmp_path, dataset), tmp_path / "out").read_text(encoding="utf-8")
+    tests = page[page.index('<section id="pairs">') :]
+    assert CAVEAT in tests[: tests.index("<details>")]  # not folded away
 
 
 def test_a_simple_ranking_that_nobody_beats_is_named_once(tmp_path: Path, dataset: Dataset) -> None:
@@ -187,7 +225,3 @@ def test_a_simple_ranking_that_nobody_beats_is_named_once(tmp_path: Path, datase
     assert lost.startswith("No strategy beats popularity")
     note = f"{lost[0].lower()}{lost[1:-1]}"
     assert not [line for line in sentences(dataclasses.replace(results, notes=(note,))) if "popularity" in line]
-
-
-def test_numbers_never_have_a_negative_zero() -> None:
-    assert [signed(value) for value in (-0.00001, -0.1, 0.1, float("inf"))] == ["+0.0000", "−0.1000", "+0.1000", "+∞"]

@@ -98,7 +98,30 @@ def test_kinds_of_users_are_told_apart_and_chance_tells_less(tmp_path: Path, dat
     names, values = usage_by_kind(run, labels)
     assert names == ["even (28)", "odd (28)"]
     assert values.tolist() == [[0], [1]]
-    assert 0 < chance_gap(run, labels) < 0.6
+    assert 0 < chance_gap([run], labels) < 0.6
+
+
+def test_the_largest_difference_of_all_runs_is_held_against_the_largest_that_chance_gives_in_any(
+    tmp_path: Path, dataset: Dataset
+) -> None:
+    kind, block = np.arange(60) % 2, np.arange(60) % 4 // 2
+    results = made_up(tmp_path, dataset, seeds=(0, 1), files=False)
+    one, two = results.of(GATED)
+    # seed 0: the kinds differ by 0.1 and nothing else does; seed 1: they are alike, but any shuffle differs by more
+    vars(one)["policy"] = {"user": np.arange(1, 61), "gate_0": 0.1 * kind}
+    vars(two)["policy"] = {"user": np.arange(1, 61), "gate_0": block.astype(float)}
+    labels = Labels(("even", "odd"), kind)
+    *_, picture = policy_pictures(results, {"kind": labels})
+    assert "of all runs and blocks, is 0.10: gated, seed 0, block 1;" in picture.caption
+    assert chance_gap([one], labels) < 0.1 < chance_gap([two], labels) == chance_gap([one, two], labels)
+    assert f"differ by up to {chance_gap([two], labels):.2f} in some run and block" in picture.caption
+
+
+def test_users_of_no_known_kind_take_no_part_in_the_shuffles(tmp_path: Path, dataset: Dataset) -> None:
+    results = made_up(tmp_path, dataset, seeds=(0,), files=False)
+    kind = np.where(np.arange(60) < 40, np.arange(60) % 2, -1)
+    give_gates(results, GATED, (kind == -1).astype(float)[:, None])  # those known all do the same
+    assert chance_gap(results.of(GATED), Labels(("even", "odd"), kind)) == 0
 
 
 def test_the_table_of_policies_has_a_random_one_below(tmp_path: Path, dataset: Dataset) -> None:

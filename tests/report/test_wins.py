@@ -4,6 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from report_runs import GATED, PLAIN, made_up
 
 from finetune_kit.comparison.results import Setting
@@ -46,6 +49,22 @@ def test_values_that_are_nearly_all_alike_still_fall_into_groups() -> None:
     assert labels[0] == "≤7"
 
 
+def test_a_highest_value_that_nearly_all_have_is_a_group_of_its_own() -> None:
+    group, labels = _binned(np.concatenate([np.arange(1, 11), np.full(90, 11)]))
+    assert labels == ["≤10", "≥11"]
+    assert np.bincount(group).tolist() == [10, 90]
+
+
+@given(arrays(np.int64, st.integers(1, 60), elements=st.integers(0, 15)))
+def test_the_labels_of_groups_hold_their_values(values: np.ndarray) -> None:
+    group, labels = _binned(values)
+    for value, label in zip(values, (labels[index] for index in group), strict=True):
+        low, _, high = label.removeprefix("≤").removeprefix("≥").partition("–")
+        assert value >= int(low) or label.startswith("≤")
+        assert value <= int(high or low) or label.startswith("≥")
+    assert len(labels) > 1 or len(np.unique(values)) == 1
+
+
 def test_the_means_over_groups_are_those_of_the_metric(tmp_path: Path, dataset: Dataset) -> None:
     results = made_up(tmp_path, dataset)
     wins = find_wins(results, (GATED, PLAIN), dataset, dataset.labels)
@@ -84,6 +103,21 @@ def test_the_pair_is_the_best_with_gates_and_the_best_without(tmp_path: Path, da
     assert pair_to_compare(made_up(tmp_path / "a", dataset, rows)) == (rows[2], rows[3])
     assert pair_to_compare(made_up(tmp_path / "b", dataset, (rows[0], rows[3]))) == (rows[3], rows[0])
     assert pair_to_compare(made_up(tmp_path / "c", dataset, rows[:1])) is None
+
+
+def test_the_pair_is_chosen_on_validation_and_the_caption_says_so(tmp_path: Path, dataset: Dataset) -> None:
+    rows = (Setting("plain-1"), Setting("plain-2"), GATED)
+    results = made_up(tmp_path, dataset, rows)
+    assert pair_to_compare(results) == (GATED, rows[1])
+    for run in results.of(rows[0]):
+        run.metrics["valid"]["full"]["mrr@5"] = 0.9
+    pair = pair_to_compare(results)
+    assert pair == (GATED, rows[0])
+    said = wins_picture(results, find_wins(results, pair, dataset, {}), looks(results)).caption
+    chosen = "by MRR@5, full ranking, on the validation part."
+    assert said.endswith(f"The two are the best row with gates and the best without {chosen}")
+    plain = find_wins(results, rows[:2], dataset, {})
+    assert wins_picture(results, plain, looks(results)).caption.endswith(f"The two are the two best rows {chosen}")
 
 
 def test_rows_without_a_common_seed_are_refused_by_name(tmp_path: Path, dataset: Dataset) -> None:

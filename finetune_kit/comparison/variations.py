@@ -39,7 +39,7 @@ SHARED = {
 """Sections whose options are the same for all strategies and backbones."""
 
 
-class Choice(NamedTuple):
+class Variation(NamedTuple):
     """Several values for one option, e.g. ``("strategy.policy", ("conv", "gru"))``."""
 
     path: str
@@ -47,7 +47,7 @@ class Choice(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Choices:
+class Variations:
     """A comparison's options, sorted.
 
     Args:
@@ -57,8 +57,8 @@ class Choices:
     """
 
     fixed: Mapping[str, Mapping[str, Any]]
-    varied: Sequence[Choice]
-    tuned: Sequence[Choice]
+    varied: Sequence[Variation]
+    tuned: Sequence[Variation]
 
     def fixed_for(self, strategy: str, backbone: str) -> dict[str, dict[str, Any]]:
         """Return the sections for a strategy on a backbone, without the options that others alone have."""
@@ -68,10 +68,10 @@ class Choices:
             for section, options in self.fixed.items()
         }
 
-    def varied_for(self, strategy: str, backbone: str) -> list[Choice]:
-        """Return the choices that make rows of a strategy on a backbone."""
+    def varied_for(self, strategy: str, backbone: str) -> list[Variation]:
+        """Return the variations that make rows of a strategy on a backbone."""
         names = {"strategy": strategy, "backbone": backbone}
-        return [choice for choice in self.varied if _concerns(*_split(choice.path), names)]
+        return [variation for variation in self.varied if _concerns(*_split(variation.path), names)]
 
 
 def refuse_contradictions(sections: Mapping[str, Mapping[str, Any]], tune: Mapping[str, Sequence[Any]]) -> None:
@@ -91,12 +91,12 @@ def refuse_contradictions(sections: Mapping[str, Mapping[str, Any]], tune: Mappi
             raise OptionError(f"--tune {path}: no values; e.g. --tune finetune.learning_rate=1e-3,3e-4")
 
 
-def choices_of(
+def variations_of(
     sections: Mapping[str, Mapping[str, Any]],
     tune: Mapping[str, Sequence[Any]],
     strategies: Sequence[str],
     backbones: Sequence[str],
-) -> Choices:
+) -> Variations:
     """Return options sorted into fixed, varied and tuned.
 
     Raises:
@@ -105,18 +105,19 @@ def choices_of(
     """
     names = {"strategy": strategies, "backbone": backbones}
     fixed: dict[str, dict[str, Any]] = {}
-    varied: list[Choice] = []
+    varied: list[Variation] = []
     for section, options in sections.items():
         models = _models(section, names)
         for option, value in options.items():
-            path, values = f"{section}.{option}", _values(models, option, value)
+            path = f"{section}.{option}"
+            values = _values(models, option, value, is_shared=_shared_as(path) is not None)
             if section in names:
                 _refuse_ownerless(path, models)
             if len(values) == 1:
                 fixed.setdefault(section, {})[option] = values[0]
             else:
                 varied.append(_checked(path, values))
-    return Choices(fixed, varied, [_tuned(path, values, names) for path, values in tune.items()])
+    return Variations(fixed, varied, [_tuned(path, values, names) for path, values in tune.items()])
 
 
 def _models(section: str, names: Mapping[str, Sequence[str]]) -> dict[str, type[Options]]:
@@ -126,11 +127,13 @@ def _models(section: str, names: Mapping[str, Sequence[str]]) -> dict[str, type[
     return {section: SHARED[section]} if section in SHARED else {}
 
 
-def _values(models: Mapping[str, type[Options]], option: str, value: Any) -> tuple[Any, ...]:
-    """Return the values given for an option: several only for options that take one."""
+def _values(models: Mapping[str, type[Options]], option: str, value: Any, *, is_shared: bool) -> tuple[Any, ...]:
+    """Return the values given for an option: several only for options that take one; of one that all share, no text."""
     if _is_list(models, option):
         return (value,)
     if isinstance(value, str):
+        if is_shared:  # a folder's name may have commas
+            return (value,)
         return tuple(part.strip() for part in value.split(",") if part.strip()) or (value,)
     return tuple(value) if isinstance(value, tuple | list) and value else (value,)
 
@@ -141,7 +144,7 @@ def _is_list(models: Mapping[str, type[Options]], option: str) -> bool:
     return not types or any(text.startswith(("tuple", "list", "dict")) for text in types)
 
 
-def _tuned(path: str, values: Sequence[Any], names: Mapping[str, Sequence[str]]) -> Choice:
+def _tuned(path: str, values: Sequence[Any], names: Mapping[str, Sequence[str]]) -> Variation:
     """Return a tuned option, if all rows have it: every strategy gets the same budget."""
     section, option = _split(path)
     if not option:
@@ -160,15 +163,18 @@ def _tuned(path: str, values: Sequence[Any], names: Mapping[str, Sequence[str]])
     return _checked(path, tuple(values))
 
 
-def _checked(path: str, values: tuple[Any, ...]) -> Choice:
-    section, _ = _split(path)
-    for name in (path, section):
-        if name in COMMON:
-            raise OptionError(f"{path}={','.join(map(str, values))}: all rows share {COMMON[name]}; give one value")
+def _checked(path: str, values: tuple[Any, ...]) -> Variation:
+    if shared := _shared_as(path):
+        raise OptionError(f"{path}={','.join(map(str, values))}: all rows share {shared}; give one value")
     for value in values:
         if values.count(value) > 1:
             raise OptionError(f"{path}: {value!r} is given twice; keep one")
-    return Choice(path, values)
+    return Variation(path, values)
+
+
+def _shared_as(path: str) -> str | None:
+    """Return what an option decides that all rows share, or None for others."""
+    return COMMON.get(path) or COMMON.get(_split(path)[0])
 
 
 def _concerns(section: str, option: str, names: Mapping[str, str]) -> bool:
