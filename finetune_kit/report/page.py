@@ -32,8 +32,8 @@ from finetune_kit.report.words import sentences
 
 TEMPLATE = "report.html.jinja"
 _OVER_INSTANCES = (
-    f"Tests over instances, here and of policies, can mislead. {CAVEAT} Whether a difference lasts under other seeds, the tests "
-    "over seeds say, where there are several."
+    f"Tests over instances, here and of policies, can mislead. {CAVEAT} Whether a difference lasts under other seeds, "
+    "the tests over seeds say, where there are several."
 )
 
 
