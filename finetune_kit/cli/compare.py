@@ -96,6 +96,10 @@ def compare(
         return
     results, folder = prepared.carry_out(), prepared.execution.folder
     report = None if no_report else _write_report(results, folder)
+    if report is None and (old := [name for name in ("report.html", "pictures") if (folder / name).exists()]):
+        warn(
+            f"{' and '.join(old)} in {folder} {'are' if len(old) > 1 else 'is'} of an earlier call, not of these tables"
+        )
     if json:
         print_json({**as_json(results, folder), "report": report and str(report)})
     else:
@@ -103,7 +107,8 @@ def compare(
     execution = prepared.execution
     if missing := sum(not execution.is_finished(cell) for cell in execution.cells):
         planned = len(execution.cells)
-        raise FinetuneKitError(f"{missing} of {planned} runs failed, see above; the same command tries them again")
+        runs = "run" if planned == 1 else "runs"
+        raise FinetuneKitError(f"{missing} of {planned} {runs} failed, see above; the same command tries them again")
 
 
 def _write_report(results: Results, folder: Path) -> Path | None:
@@ -150,11 +155,16 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _numbers(flag: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+    example = {"--seeds": "0,1,2", "--fraction": "1.0,0.1"}[flag]
     try:
-        return tuple(kind(part) for part in _names(text))
+        numbers = tuple(kind(part) for part in _names(text))
     except ValueError:
-        example = {"--seeds": "0,1,2", "--fraction": "1.0,0.1"}[flag]
         raise OptionError(f"{flag} {text!r}: numbers with commas between, e.g. {flag} {example}") from None
+    if flag == "--seeds" and not all(seed >= 0 for seed in numbers):
+        raise OptionError(f"{flag} {text!r}: a seed is 0 or more, e.g. {flag} {example}")
+    if flag == "--fraction" and not all(0 < share <= 1 for share in numbers):
+        raise OptionError(f"{flag} {text!r}: a share is above 0 and at most 1, e.g. {flag} {example}")
+    return numbers
 
 
 def _assignments(texts: list[str] | None) -> dict[str, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from textwrap import fill
 from typing import TYPE_CHECKING
 
@@ -24,13 +25,23 @@ def print_plan(prepared: Prepared, as_json: bool) -> None:
         {"run": execution.title(cell), "folder": str(execution.path(cell)), "finished": execution.is_finished(cell)}
         for cell in execution.cells
     ]
+    config, notes = execution.cells[0].config, list(prepared.record().notes)
+    backbones = list(prepared.comparison.backbones)
+    facts = {"dataset": execution.dataset.name, "task": config.run.task, "backbones": backbones}
+    if config.run.preset != "none":
+        facts["preset"] = config.run.preset
     if as_json:
-        print_json({"folder": str(execution.folder), "budget": prepared.budget, "runs": runs})
+        print_json({"folder": str(execution.folder), **facts, "budget": prepared.budget, "notes": notes, "runs": runs})
         return
     for run in runs:
         stdout().print(f"{run['run']}{' (there already)' if run['finished'] else ''}", markup=False)
     missing = sum(not run["finished"] for run in runs)
-    stdout().print(f"{len(runs)} runs, {missing} to train, below {execution.folder}\n{prepared.budget}", markup=False)
+    planned = f"{len(runs)} run{'s' if len(runs) > 1 else ''}, {missing} to train, below {execution.folder}"
+    about = ", ".join(
+        f"{name.removesuffix('s')} {', '.join(value) if isinstance(value, list) else value}"
+        for name, value in facts.items()
+    )
+    stdout().print("\n".join([planned, about, prepared.budget, *notes]), markup=False)
 
 
 def print_comparison(results: Results, folder: Path, report: Path | None) -> None:
@@ -42,7 +53,9 @@ def print_comparison(results: Results, folder: Path, report: Path | None) -> Non
     for protocol in results.protocols:
         for data in main_tables(results, [protocol]):
             _print(data)
-    print("best bold, second best underlined; ± is the standard deviation over seeds\n")
+    legend = ["best bold, second best underlined"] if len(results.settings) > 1 else []
+    legend += ["± is the standard deviation over seeds"] if len(results.seeds) > 1 else []
+    print("; ".join(legend), end="\n\n" if legend else "")
     for best in _best_rows(results):
         for data in pair_tables(results, best)[:1]:
             _print(data, ("diff", "d (inst", "Holm"))
@@ -52,8 +65,10 @@ def print_comparison(results: Results, folder: Path, report: Path | None) -> Non
         _print(control, ("per", "single", "Holm"))
         text = f"single: the best choice of blocks for all users on validation, at equal usage; {_about(control)}"
         print(fill(text, 80), end="\n\n")
-    for part in by_fraction(results).values():
-        _print(cost_table(part), ("trained", "fine", "inst", "pre"))
+    parts = by_fraction(results)
+    for fraction, part in parts.items():
+        title = f"What training costs, {fraction * 100:g} % of the training instances" if len(parts) > 1 else ""
+        _print(replace(cost_table(part), title=title), ("trained", "fine", "inst", "pre"))
     for note in results.notes:
         stdout().print(note, markup=False)
     files = "tables.md, table.tex, table.csv" + (f", {report.name}" if report else "")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from finetune_kit.comparison.execute import Execution
 from finetune_kit.comparison.plan import Cell, Comparison, plan_cells
-from finetune_kit.comparison.record import Planned, Record, read_results, refuse_other_data
+from finetune_kit.comparison.record import Planned, Record, read_results, refuse_foreign, refuse_other_data
 from finetune_kit.comparison.results import Results
 from finetune_kit.comparison.summary import title
 from finetune_kit.comparison.write import write_tables
@@ -104,6 +104,7 @@ def prepare(
         dataset = Dataset.open(resolve_dataset(config.run.data, dict(config.reader), cache))
         dataset = for_task(dataset, config.run.task)
         folder = folder or _default_folder(dataset.name, config.run.task)
+        refuse_foreign(folder)
         refuse_other_data(folder, dataset.fingerprint)
         execution = Execution(cells, dataset, fabric, folder, progress or Progress())
         execution.refuse_early()

@@ -3,20 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from finetune_kit.comparison import summary
-from finetune_kit.comparison.results import Result, Results
+from finetune_kit.comparison.results import Result, Results, Setting
 from finetune_kit.comparison.statistics import CAVEAT, KINDS, METHODS, Test, holm, overlap_of, paired_t_test
-from finetune_kit.comparison.summary import p_value, signed
+from finetune_kit.comparison.summary import Summary, p_value, signed
 from finetune_kit.comparison.table import TableData
 
 COLUMNS = (
     *("strategy", "fine-tuned blocks", "per user", "single", "difference", "95 % interval", "d"),
     *(f"{head} ({kind})" for kind in KINDS for head in ("p", "Holm")),
 )
+SHOWN_GATES = 8
+"""A note on a policy shows the gates of so many blocks."""
+
+
+class Control(NamedTuple):
+    """A policy beside the single choice of blocks that does best on validation, over the seeds that have both.
+
+    Args:
+        setting: Its row.
+        runs: The runs that have both.
+        blocks: Fine-tuned blocks per user.
+        value: The metric of the policy.
+        single: The metric of the single choice.
+        tests: ``"instances"`` and ``"seeds"`` to the test of policy minus single choice, where there is one.
+    """
+
+    setting: Setting
+    runs: Sequence[Result]
+    blocks: Summary
+    value: Summary
+    single: Summary
+    tests: dict[str, Test]
+
+
+def controls(results: Results) -> list[Control]:
+    """Return a policy's comparison with a single choice per row that has one, under the first metric and protocol."""
+    metric, protocol = results.metrics[0], results.protocols[0]
+    measured = [[run for run in results.of(setting) if run.has_control] for setting in results.settings]
+    measured = [runs for runs in measured if runs]
+    tests = _corrected([_tests(runs, metric, protocol) for runs in measured])
+    return [_control_of(runs, by_kind, metric, protocol) for runs, by_kind in zip(measured, tests, strict=True)]
 
 
 def control_table(results: Results) -> TableData | None:
@@ -27,12 +58,8 @@ def control_table(results: Results) -> TableData | None:
     seeds count for which it was measured.
     """
     metric, protocol = results.metrics[0], results.protocols[0]
-    measured = [[run for run in results.of(setting) if run.has_control] for setting in results.settings]
-    measured = [runs for runs in measured if runs]
-    if not measured:
+    if not (found := controls(results)):
         return None
-    rows = [_means(results, runs, metric, protocol) for runs in measured]
-    tests = _corrected([_tests(runs, metric, protocol) for runs in measured])
     name = f"{summary.title(metric)} {protocol}".strip()
     text = [
         f"{results.dataset}: {name} of each policy, and of the same model when all users get one choice of blocks: the "
@@ -42,8 +69,8 @@ def control_table(results: Results) -> TableData | None:
         "Where the difference is not above 0, nothing was gained by deciding per user.",
         *(f"{note[0].upper()}{note[1:]}." for note in control_notes(results)),
     ]
-    cells = [(*row, *_cells(by_kind)) for row, by_kind in zip(rows, tests, strict=True)]
-    return TableData(" ".join(text), COLUMNS, tuple(cells), title="Per-user choice against a single one")
+    cells = tuple((*_means(results, control), *_cells(control)) for control in found)
+    return TableData(" ".join(text), COLUMNS, cells, title="Per-user choice against a single one")
 
 
 def control_notes(results: Results) -> Iterator[str]:
@@ -57,15 +84,36 @@ def control_notes(results: Results) -> Iterator[str]:
             yield f"no single choice of blocks was measured beside {name}, {seeds}: {'; '.join(reasons)}"
 
 
-def _means(results: Results, runs: Sequence[Result], metric: str, protocol: str) -> tuple[str, ...]:
+def collapse_notes(results: Results) -> Iterator[str]:
+    """Yield for each row whose policy treats its users alike: with which seeds, and what it gives to all of them."""
+    for setting in results.settings:
+        gates = {run.seed: run.metrics.get("gates", {}) for run in results.of(setting)}
+        collapsed = {seed: facts for seed, facts in gates.items() if facts.get("is_collapsed")}
+        if collapsed:
+            given = dict.fromkeys(_gates(facts["mean"]) for facts in collapsed.values())
+            yield (
+                f"{results.name(setting)}: the policy treats (nearly) all users alike in {summary.of_seeds(collapsed)} "
+                f"(gates {'; '.join(given)})"
+            )
+
+
+def _gates(mean: Sequence[float]) -> str:
+    return " ".join([*(f"{gate:.2f}" for gate in mean[:SHOWN_GATES]), *(["…"] if len(mean) > SHOWN_GATES else [])])
+
+
+def _means(results: Results, control: Control) -> tuple[str, ...]:
     """Return a row's name, with the number of its seeds where some are missing, and its means over them."""
-    missing = "" if len(runs) == len(results.seeds) else f" ({len(runs)} of {len(results.seeds)} seeds)"
-    return (
-        results.name(runs[0].setting) + missing,
-        summary.summarise([sum(run.metrics["gates"]["mean"]) for run in runs]).text(".1f"),
-        summary.summarise([run.value(metric, protocol) for run in runs]).text(),
-        summary.summarise([_control(run.metrics, metric, protocol) for run in runs]).text(),
-    )
+    seeds, planned = len(control.runs), len(results.seeds)
+    missing = "" if seeds == planned else f" ({seeds} of {planned} seeds)"
+    name = results.name(control.setting) + missing
+    return name, control.blocks.text(".1f"), control.value.text(), control.single.text()
+
+
+def _control_of(runs: Sequence[Result], tests: dict[str, Test], metric: str, protocol: str) -> Control:
+    blocks = summary.summarise([sum(run.metrics["gates"]["mean"]) for run in runs])
+    value = summary.summarise([run.value(metric, protocol) for run in runs])
+    single = summary.summarise([_control(run.metrics, metric, protocol) for run in runs])
+    return Control(runs[0].setting, runs, blocks, value, single, tests)
 
 
 def _control(metrics: Mapping[str, Any], metric: str, protocol: str) -> float:
@@ -90,8 +138,8 @@ def _corrected(tests: list[dict[str, Test]]) -> list[dict[str, Test]]:
     return tests
 
 
-def _cells(tests: Mapping[str, Test]) -> tuple[str, ...]:
-    cells = ["–"] * 3
+def _cells(control: Control) -> tuple[str, ...]:
+    tests, cells = control.tests, [signed(control.value.mean - control.single.mean, 4), "–", "–"]
     if shown := next(iter(tests.values()), None):
         interval = f"{signed(shown.low, 4)} … {signed(shown.high, 4)}"
         cells = [signed(shown.difference, 4), interval, signed(shown.effect, 2)]

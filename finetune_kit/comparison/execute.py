@@ -12,7 +12,7 @@ from pathlib import Path
 from lightning_fabric import Fabric
 
 from finetune_kit.comparison.plan import Cell, deciding
-from finetune_kit.comparison.results import row_name
+from finetune_kit.comparison.results import Result, row_name
 from finetune_kit.config import read_toml, resolve_config
 from finetune_kit.data.dataset import Dataset
 from finetune_kit.errors import FinetuneKitError, OptionError
@@ -58,13 +58,15 @@ class Execution:
         return (self.path(cell) / "metrics.json").exists()
 
     def refuse_early(self) -> None:
-        """Raise now what would else be raised hours later: folders that hold something else, what can't be built."""
+        """Raise now what would else be raised hours later: folders of something else, damaged runs, failing builds."""
         cells: dict[Path, Cell] = {}
         for cell in self.cells:
             other = cells.setdefault(path := self.path(cell), cell)
             if other is not cell:
                 raise OptionError(f"{self.title(other)} and {self.title(cell)} are the same run; keep one of them")
             _refuse_other_options(path, cell)
+            if self.is_finished(cell):
+                Result.read(cell.setting, cell.seed, path).refuse_damaged()
         missing = [cell for cell in self.cells if not self.is_finished(cell)]
         split, built = set(), set()
         for cell in missing:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetune_kit.comparison.results import LABEL_METRICS, RANKING_METRICS, Setting
+from finetune_kit.comparison.results import Setting
 from finetune_kit.comparison.variations import Variation, Variations, refuse_contradictions, variations_of
 from finetune_kit.config import SECTIONS, Config, resolve_config
 from finetune_kit.errors import OptionError
@@ -57,8 +57,8 @@ class Comparison:
 
     @property
     def monitor(self) -> str:
-        """The validation metric that chooses among tuned configurations."""
-        return RANKING_METRICS[0] if label_of(self.task) is None else LABEL_METRICS[0]
+        """The validation metric that chooses the best epoch, and among tuned configurations."""
+        return "mrr@5" if label_of(self.task) is None else "f1_macro"
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from finetune_kit.comparison.results import row_name
+from finetune_kit.comparison.results import read_facts, row_name
 from finetune_kit.config import read_toml
 
 if TYPE_CHECKING:
@@ -65,5 +64,5 @@ def base_notes(folder: Path, runs: Sequence[Planned]) -> Iterator[str]:
 def _base(folder: Path) -> str:
     """Return the hash of the pre-trained backbone that a run began from; empty where there is none."""
     path = folder / "model.json"
-    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    facts = read_facts(path) if path.exists() else {}
     return (facts.get("base") or {}).get("hash", "")

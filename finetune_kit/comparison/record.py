@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from finetune_kit.comparison.control import control_notes
+from finetune_kit.comparison.control import collapse_notes, control_notes
 from finetune_kit.comparison.provenance import base_notes, code_notes
 from finetune_kit.comparison.results import Result, Results, Setting, row_name
 from finetune_kit.comparison.summary import lost_to_references, of_seeds
@@ -89,6 +89,17 @@ class Record:
         return cls(**content)
 
 
+def refuse_foreign(folder: Path) -> None:
+    """Raise if a comparison can't go to a folder: it is a file, or holds something else than a comparison or runs."""
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise OptionError(
+                f"--output {str(folder)!r}: {str(path)!r} is a file where a folder is expected; name another"
+            )
+    if folder.exists() and not (folder / FILE).exists() and {path.name for path in folder.iterdir()} - {"runs"}:
+        raise OptionError(f"--output {str(folder)!r} is not empty: it is no comparison; name another folder")
+
+
 def refuse_other_data(folder: Path, fingerprint: str) -> None:
     """Raise if a comparison in the folder is on another dataset than the one with this fingerprint."""
     if not (folder / FILE).exists():
@@ -125,7 +136,7 @@ def read_results(folder: Path) -> Results:
         for run in results.runs
         for remark in run.metrics.get("remarks", [])
     )
-    notes += [*record.notes, *lost_to_references(results), *remarks, *control_notes(results)]
+    notes += [*record.notes, *lost_to_references(results), *remarks, *collapse_notes(results), *control_notes(results)]
     notes += [*code_notes(folder / run.folder for run in there), *base_notes(folder, there)]
     notes += _missing([run for run in record.runs if run not in there], settings)
     return replace(results, notes=tuple(notes))

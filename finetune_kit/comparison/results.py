@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from finetune_kit.errors import CheckpointError
 from finetune_kit.files import read_table
 
 LABEL_METRICS = ("accuracy", "f1_macro")
@@ -53,8 +54,16 @@ class Result:
 
     @classmethod
     def read(cls, setting: Setting, seed: int, folder: Path) -> Result:
-        """Return the finished run in a folder."""
-        return cls(setting, seed, folder, json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
+        """Return the finished run in a folder.
+
+        Raises:
+            CheckpointError: When its ``metrics.json`` can't be read; so do the properties below for their files.
+        """
+        return cls(setting, seed, folder, read_facts(folder / "metrics.json"))
+
+    def refuse_damaged(self) -> None:
+        """Raise what would else be raised where the first table is written: a file that is gone or can't be read."""
+        _ = self.instances, self.history, self.policy
 
     def value(self, metric: str, protocol: str = "", part: str = "test") -> float:
         """Return a metric on ``"test"`` or ``"valid"``; ``protocol`` is empty for profile labels."""
@@ -87,18 +96,18 @@ class Result:
     @cached_property
     def instances(self) -> dict[str, np.ndarray]:
         """Columns of ``instances.parquet``: user, item and ranks, or user, class and predicted class."""
-        return read_table(self.folder / "instances.parquet")
+        return _read_table(self.folder / "instances.parquet")
 
     @cached_property
     def history(self) -> dict[str, np.ndarray]:
         """Columns of ``history.parquet``: epoch, train_loss, validation metrics (``mrr@5`` …), seconds."""
-        return read_table(self.folder / "history.parquet")
+        return _read_table(self.folder / "history.parquet")
 
     @cached_property
     def policy(self) -> dict[str, np.ndarray] | None:
         """Columns of ``policy.parquet``: user, gate_0 …, probability_0 …; None for strategies without gates."""
         path = self.folder / "policy.parquet"
-        return read_table(path) if path.exists() else None
+        return _read_table(path) if path.exists() or "gates" in self.metrics else None
 
     @property
     def gates(self) -> np.ndarray | None:
@@ -152,6 +161,35 @@ class Results:
     def name(self, setting: Setting) -> str:
         """Return how a row is called: the strategy, and of the rest only what differs between rows."""
         return row_name(setting, self.settings)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return what a JSON file of a run says.
+
+    Raises:
+        CheckpointError: When it can't be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path) from error
+
+
+def _read_table(path: Path) -> dict[str, np.ndarray]:
+    import duckdb
+
+    try:
+        return read_table(path)
+    except (OSError, duckdb.Error) as error:
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> CheckpointError:
+    fault = "can't be read" if path.exists() else "is missing"
+    return CheckpointError(
+        f"the run in {str(path.parent)!r} is damaged, its {path.name} {fault}: delete this folder, the same command "
+        "trains it again"
+    )
 
 
 def row_name(setting: Setting, settings: Iterable[Setting]) -> str:

@@ -22,6 +22,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +39,7 @@ METHODS = {
 CAVEAT = "Instances of one user, or of one instance under several seeds, depend on each other: their p is optimistic."
 """What a reader of the test over instances must know."""
 CONSTANT = 1e-12
-"""A spread below this share of the mean is rounding: the differences are all alike."""
+"""Differences below this are rounding, as is a spread below this share of the mean: they are all alike."""
 
 
 class Test(NamedTuple):
@@ -48,7 +49,7 @@ class Test(NamedTuple):
         difference: Mean difference.
         low: Lower end of its 95 % confidence interval.
         high: Upper end.
-        effect: Cohen's d_z; infinite where all differences are alike and not 0.
+        effect: Cohen's d_z; 0 where all differences are 0.
         p: Two-sided.
         p_holm: Corrected for all pairs of the same metric and kind; ``p`` itself until then.
         count: Number of pairs.
@@ -77,7 +78,8 @@ class Pair:
         metric: What is compared.
         protocol: The ranking protocol; empty for labels.
         tests: ``"instances"`` and ``"seeds"`` to the test of one minus other; absent where there is none: of
-            macro F1 over instances, or over a single seed.
+            macro F1 over instances, over a single seed, or where all differences are alike and not 0.
+        difference: Mean difference over the seeds of both; None where they share none.
     """
 
     one: Setting
@@ -85,11 +87,13 @@ class Pair:
     metric: str
     protocol: str
     tests: Mapping[str, Test]
+    difference: float | None = None
 
     def flipped(self) -> Pair:
         """Return the pair the other way round."""
         tests = {kind: test.flipped() for kind, test in self.tests.items()}
-        return replace(self, one=self.other, other=self.one, tests=tests)
+        difference = None if self.difference is None else -self.difference
+        return replace(self, one=self.other, other=self.one, tests=tests, difference=difference)
 
 
 def test_pairs(results: Results) -> list[Pair]:
@@ -105,8 +109,8 @@ def test_pairs(results: Results) -> list[Pair]:
     for metric, settings in itertools.product(results.metrics, groups.values()):
         values = {setting: _Values(results.of(setting), metric, protocol) for setting in settings}
         family = [
-            Pair(one, other, metric, protocol, dict(_tests(values[one], values[other])))
-            for one, other in itertools.combinations(settings, 2)
+            Pair(one, other, metric, protocol, dict(_tests(ours, theirs)), _difference(ours, theirs))
+            for (one, ours), (other, theirs) in itertools.combinations(values.items(), 2)
         ]
         pairs += _corrected(family)
     return pairs
@@ -116,7 +120,10 @@ test_pairs.__test__ = False  # pyrefly: ignore[missing-attribute]  (pytest takes
 
 
 def paired_t_test(differences: np.ndarray, overlap: float = 0.0) -> Test | None:
-    """Return the t-test of differences ``(n,)`` against 0, or None of less than two; where all are 0, p is 1.
+    """Return the t-test of differences ``(n,)`` against 0; where all are 0, p is 1.
+
+    None where there is nothing to test by: of less than two, and where all are alike without being 0, which a few
+    seeds or instances can be by chance.
 
     Args:
         differences: One minus other.
@@ -128,9 +135,10 @@ def paired_t_test(differences: np.ndarray, overlap: float = 0.0) -> Test | None:
     if len(differences) < 2:
         return None
     mean, deviation, count = float(differences.mean()), float(differences.std(ddof=1)), len(differences)
-    if deviation <= CONSTANT * max(abs(mean), CONSTANT):
-        p = 0.0 if mean else 1.0
-        return Test(mean, mean, mean, math.copysign(math.inf, mean) if mean else 0.0, p, p, count)
+    if np.abs(differences).max() <= CONSTANT:
+        return Test(0.0, 0.0, 0.0, 0.0, 1.0, 1.0, count)
+    if deviation <= CONSTANT * abs(mean):
+        return None
     error = math.sqrt(1 / count + overlap) * deviation  # of the mean
     p = 2 * float(stats.t.sf(abs(mean) / error, count - 1))
     half = float(stats.t.ppf(0.975, count - 1)) * error
@@ -181,6 +189,11 @@ def _tests(one: _Values, other: _Values) -> Iterator[tuple[str, Test]]:
     differences = np.array([one.mean[seed] - other.mean[seed] for seed in seeds])
     if test := paired_t_test(differences, overlap_of([one.runs[seed] for seed in seeds])):
         yield "seeds", test
+
+
+def _difference(one: _Values, other: _Values) -> float | None:
+    seeds = one.mean.keys() & other.mean.keys()
+    return fmean(one.mean[seed] - other.mean[seed] for seed in sorted(seeds)) if seeds else None
 
 
 def _corrected(family: list[Pair]) -> list[Pair]:

@@ -68,20 +68,20 @@ def title(metric: str) -> str:
 
 
 def lost_to_references(results: Results) -> list[str]:
-    """Return a line for each simple ranking that no row beats, by share of the data and ranking protocol."""
+    """Return a line per metric for each simple ranking that no row beats, by share of the data and ranking protocol."""
     lines, parts = [], by_fraction(results)
     for (fraction, part), protocol in itertools.product(parts.items(), results.protocols):
-        lost: dict[str, list[str]] = {}
+        data = f" with {fraction * 100:g} % of the training instances" if len(parts) > 1 else ""
+        under = f" ({protocol})" if protocol else ""
+        rows = [setting for setting in part.settings if is_whole(part, setting)] or part.settings
         for metric in part.metrics:
-            rows = [setting for setting in part.settings if is_whole(part, setting)] or part.settings
             best, name = max((of_row(part, setting, metric, protocol).mean, part.name(setting)) for setting in rows)
             for reference, value in of_references(part, metric, protocol).items():
                 if value.mean >= best:
-                    text = f"{title(metric)} {value.mean:.4f} against {best:.4f} of {name}"
-                    lost.setdefault(reference, []).append(text)
-        data = f" with {fraction * 100:g} % of the training instances" if len(parts) > 1 else ""
-        under = f" under {protocol} ranking" if protocol else ""
-        lines += [f"no strategy beats {name}{under}{data}: {', '.join(texts)}" for name, texts in lost.items()]
+                    is_equal = round(value.mean, 4) == round(best, 4)
+                    text = f"{name} equals its" if is_equal else f"{name} has {best:.4f}, it has"
+                    where = f"{title(metric)}{under}{data}"
+                    lines.append(f"no strategy beats {reference} in {where}: {text} {value.mean:.4f}")
     return lines
 
 

@@ -59,7 +59,8 @@ def _ranked(values: Mapping[int, Summary]) -> dict[int, Mark]:
 def _main_caption(results: Results) -> str:
     seeds = ", ".join(map(str, results.seeds))
     over = f"mean ± standard deviation over seeds {seeds}" if len(results.seeds) > 1 else f"seed {seeds}"
-    text = f"{_subject(results)}, {_share(results)}: test part, {over}; best and second best strategy marked."
+    marked = "; best and second best strategy marked" if len(results.settings) > 1 else ""
+    text = f"{_subject(results)}, {_share(results)}: test part, {over}{marked}."
     return " ".join([text, *(_sentence(note) for note in results.notes[:1])])
 
 
@@ -98,9 +99,8 @@ def cost_table(results: Results) -> TableData:
         )
         share = f"{trained / total:.1%}".replace("%", " %")
         rows.append((_name(results, setting), f"{trained:,}", share, *numbers, f"{pretrain:,.1f}" if pretrain else "–"))
-    caption = (
-        f"{results.dataset}: what training costs; mean ± standard deviation over seeds, of the configuration shown."
-    )
+    over = "mean ± standard deviation over seeds, " if len(results.seeds) > 1 else ""
+    caption = f"{results.dataset}: what training costs; {over}of the configuration shown."
     return TableData(caption, columns, tuple(rows))
 
 
@@ -113,10 +113,11 @@ def pair_tables(results: Results, against: Setting | None = None) -> list[TableD
     """
     groups: dict[tuple[str, float, str], list[Pair]] = {}
     for pair in test_pairs(results):
-        if against in (None, pair.one, pair.other) and pair.tests:
+        if against in (None, pair.one, pair.other):
             pair = pair.flipped() if against == pair.other else pair
             groups.setdefault((pair.metric, pair.one.fraction, pair.one.backbone), []).append(pair)
-    return [_pair_table(results, pairs, against) for pairs in groups.values()]
+    tested = [pairs for pairs in groups.values() if any(pair.tests for pair in pairs)]
+    return [_pair_table(results, pairs, against) for pairs in tested]
 
 
 def _pair_table(results: Results, pairs: Sequence[Pair], against: Setting | None) -> TableData:
@@ -127,15 +128,20 @@ def _pair_table(results: Results, pairs: Sequence[Pair], against: Setting | None
     columns += [f"{head} ({kind})" for kind in kinds for head in ("d", "p", "Holm")]
     rows = []
     for pair in pairs:
-        shown = next(iter(pair.tests.values()))
         row = [part.name(pair.other) if against else f"{part.name(pair.one)} − {part.name(pair.other)}"]
-        row += [signed(shown.difference, 4), f"{signed(shown.low, 4)} … {signed(shown.high, 4)}"]
+        row += _difference_cells(pair)
         for kind in kinds:
             row += _test_cells(pair.tests[kind]) if kind in pair.tests else ["–"] * 3
         rows.append(tuple(row))
     protocol = f" ({first.protocol} ranking)" if first.protocol else ""
     title = f"{summary.title(first.metric)}{protocol}, {_share(part)}, {first.one.backbone}"
     return TableData(f"{_subject(part)}: {title}, {_method(kinds)}", tuple(columns), tuple(rows), title=title)
+
+
+def _difference_cells(pair: Pair) -> list[str]:
+    if shown := next(iter(pair.tests.values()), None):
+        return [signed(shown.difference, 4), f"{signed(shown.low, 4)} … {signed(shown.high, 4)}"]
+    return ["–" if pair.difference is None else signed(pair.difference, 4), "–"]
 
 
 def _method(kinds: Sequence[str]) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from finetune_kit.comparison import summary
-from finetune_kit.comparison.control import control_table
+from finetune_kit.comparison.control import Control, control_table, controls
 from finetune_kit.comparison.results import Result, Results
 from finetune_kit.comparison.statistics import CAVEAT, METHODS, test_pairs
 from finetune_kit.comparison.tables import cost_table, main_tables, pair_tables
@@ -90,6 +89,7 @@ def as_json(results: Results, folder: Path) -> dict[str, Any]:
         "rows": [_row(results, results.of(setting)) for setting in results.settings],
         "references": _references(results),
         "pairs": _pairs(results),
+        "controls": [_control(results, control) for control in controls(results)],
         "about": {"instances": f"{METHODS['instances']}. {CAVEAT}", "seeds": METHODS["seeds"]},
         "notes": list(results.notes),
     }
@@ -131,6 +131,22 @@ def _references(results: Results) -> list[dict[str, Any]]:
     return rows
 
 
+def _control(results: Results, control: Control) -> dict[str, Any]:
+    """Return a row of the table of policies against a single choice."""
+    return {
+        "name": results.name(control.setting),
+        **control.setting._asdict(),
+        "metric": results.metrics[0],
+        **({"protocol": results.protocols[0]} if results.protocols[0] else {}),
+        "blocks": _values(control.blocks),
+        "value": _values(control.value),
+        "single": _values(control.single),
+        "difference": control.value.mean - control.single.mean,
+        **{kind: test._asdict() for kind, test in control.tests.items()},
+        "runs": [run.seed for run in control.runs],
+    }
+
+
 def _values(value: summary.Summary) -> dict[str, Any]:
     return {"mean": value.mean, "deviation": value.deviation}
 
@@ -142,10 +158,8 @@ def _pairs(results: Results) -> list[dict[str, Any]]:
             "other": results.name(pair.other),
             "metric": pair.metric,
             **({"protocol": pair.protocol} if pair.protocol else {}),
-            **{
-                kind: {name: value if math.isfinite(value) else None for name, value in test._asdict().items()}
-                for kind, test in pair.tests.items()
-            },
+            "difference": pair.difference,
+            **{kind: test._asdict() for kind, test in pair.tests.items()},
         }
         for pair in test_pairs(results)
     ]

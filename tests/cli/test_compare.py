@@ -64,8 +64,18 @@ def test_one_strategy_and_one_seed_make_a_table_without_pairs_and_deviations(ftk
     done = ftkit("compare", "--strategies", "finetune-cls", "--seeds", "3", "--no-report", *TINY)
     assert done.code == 0, done.err
     assert "minus" not in done.out
-    row = next(line for line in done.out.splitlines() if line.startswith(" finetune-cls "))
-    assert "±" not in row
+    assert "±" not in done.out
+    assert "second best" not in done.out
+    Path("out/report.html").touch()
+    plan = ftkit("compare", "--strategies", "finetune-cls", "--seeds", "3", *TINY, "--dry-run").out
+    assert "1 run, 0 to train, below out\ndataset synthetic, task items, backbone nextitnet\ntuning budget" in plan
+    assert "\noptions that are not at their default: data.users=150" in plan
+    again = ftkit("compare", "--strategies", "finetune-cls", "--seeds", "3", "--no-report", *TINY)
+    assert "warning: report.html in out is of an earlier call, not of these tables" in again.err
+    next(Path("out").glob("runs/*/history.parquet")).unlink()
+    damaged = ftkit("compare", "--strategies", "finetune-cls", "--seeds", "3", "--no-report", *TINY)
+    assert (damaged.code, damaged.err.count("\n")) == (2, 1)
+    assert "its history.parquet is missing: delete this folder, the same command trains it again" in damaged.err
 
 
 def test_variants_fractions_and_tuning_in_one_command(ftkit):
@@ -132,6 +142,8 @@ def test_an_interrupted_comparison_says_how_to_go_on(ftkit, monkeypatch):
         (["--strategies", "uaf-hard", "--seeds", ""], "seeds: none given"),
         (["--strategies", "uaf-hard", "--seeds", "one"], "--seeds 'one': numbers with commas between, e.g. --seeds 0"),
         (["--strategies", "uaf-hard", "--fraction", "1.0;0.1"], "--fraction '1.0;0.1': numbers with commas between"),
+        (["--strategies", "uaf-hard", "--seeds", "0,-1"], "--seeds '0,-1': a seed is 0 or more, e.g. --seeds 0,1,2"),
+        (["--strategies", "uaf-hard", "--fraction", "0"], "--fraction '0': a share is above 0 and at most 1"),
         (["--strategies", "uaf-hard", "--set", "data.fraction=0.1"], "give --fraction instead"),
         (["--strategies", "uaf-hard", "--set", "run.strategy=mtl"], "give --strategies instead"),
         (["--strategies", "uaf-hard", "--epochs", "1", "--set", "finetune.epochs=2"], "--epochs and --set finetune.ep"),

@@ -142,3 +142,8 @@ def test_what_can_t_be_compared_is_refused_in_one_line(arguments, message):
         plan_cells(Comparison(**{"strategies": ["uaf-hard", "finetune-all"], **arguments}))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_best_epoch_is_chosen_by_what_training_chooses_by():
+    assert Comparison(["finetune-all"]).monitor == "mrr@5"
+    assert Comparison(["finetune-all"], sections={"run": {"task": "label:kind"}}).monitor == "f1_macro"

@@ -65,9 +65,20 @@ def test_simple_rankings_stand_under_a_rule_and_are_not_ranked(tmp_path):
     assert table.rules == {3}
     assert max(row for row, _ in table.marks) == 1
     assert lost_to_references(results) == [
-        f"no strategy beats popularity under {protocol} ranking: MRR@5 0.9000 against 0.6250 of good"
+        f"no strategy beats popularity in MRR@5 ({protocol}): good has 0.6250, it has 0.9000"
         for protocol in ("full", "sampled")
     ]
+
+
+def test_a_simple_ranking_that_is_as_good_is_equal_and_not_better(tmp_path):
+    results = made_up_results(tmp_path, TWO_SEEDS, references={"popularity": {"mrr@5": 0.625, "hr@5": 0.1}})
+    assert lost_to_references(results)[0] == "no strategy beats popularity in MRR@5 (full): good equals its 0.6250"
+
+
+def test_one_row_and_one_seed_have_no_legend_of_marks_and_deviations(tmp_path):
+    results = made_up_results(tmp_path, {"a": [[1, 9]]})
+    assert "best" not in main_tables(results)[0].caption
+    assert "±" not in cost_table(results).caption
 
 
 def test_each_share_of_the_data_has_a_table(tmp_path):
@@ -129,7 +140,7 @@ def test_all_pairs_are_tested_and_those_of_one_row_can_be_picked(tmp_path):
     assert mrr.columns[3:] == tuple(
         f"{head} ({kind})" for kind in ("instances", "seeds") for head in ("d", "p", "Holm")
     )
-    assert mrr.rows[0][6:] == ("+∞", "<0.0001", "<0.0001")  # 0.25 in both seeds
+    assert mrr.rows[0][6:] == ("–", "–", "–")  # 0.25 in both seeds
     assert hr.title.startswith("HR@5 (full ranking)")
     against = pair_tables(results, Setting("fair"))[0]
     assert against.columns[0] == "fair minus"

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from finetune_kit.comparison.control import control_table
+from finetune_kit.comparison.control import collapse_notes, control_table, controls
 from finetune_kit.comparison.results import Result, Results, Setting
 from finetune_kit.comparison.statistics import CAVEAT, KINDS
+from finetune_kit.comparison.write import _control
 from finetune_kit.files import write_table
 
 
@@ -64,7 +65,25 @@ def test_seeds_without_a_single_choice_are_left_out_and_said(tmp_path):
 
 def test_one_test_instance_has_no_test(tmp_path):
     (row,) = control_table(Results("toy", "items", (run(tmp_path, "uaf-hard", 0, [1], [2]),))).rows
-    assert row[4:] == ("–",) * 7
+    assert row[4:] == ("+0.5000", *("–",) * 6)
+
+
+def test_json_has_the_table_too(tmp_path):
+    runs = (run(tmp_path, "uaf-hard", 0, [1, 2], [2, 2]), run(tmp_path, "uaf-hard", 1, [1, 9], [4, 9]))
+    (control,) = (_control(Results("toy", "items", runs), found) for found in controls(Results("toy", "items", runs)))
+    assert (control["name"], control["metric"], control["runs"]) == ("uaf-hard", "mrr@5", [0, 1])
+    assert (control["value"]["mean"], control["single"]["mean"], control["difference"]) == (0.625, 0.3125, 0.3125)
+    assert control["instances"]["p"] == pytest.approx(0.194, abs=1e-3)
+    assert control["seeds"]["p_holm"] == control["seeds"]["p"]
+
+
+def test_policies_that_treat_users_alike_are_noted_by_row(tmp_path):
+    runs = [run(tmp_path, "uaf-hard", seed, [1, 2], [2, 2]) for seed in (0, 1, 2)]
+    for one, mean in zip(runs, ([1.0, 0.0], [1.0, 0.001], [0.5, 0.5]), strict=True):
+        one.metrics["gates"].update(mean=mean, is_collapsed=mean[0] == 1)
+    assert [*collapse_notes(Results("toy", "items", tuple(runs)))] == [
+        "uaf-hard: the policy treats (nearly) all users alike in seeds 0, 1 (gates 1.00 0.00)"
+    ]
 
 
 def test_without_a_policy_there_is_no_table(tmp_path):

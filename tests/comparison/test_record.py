@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 from made_up import made_up_run
 
-from finetune_kit.comparison.record import Planned, Record, read_results, refuse_other_data
-from finetune_kit.comparison.results import Setting
+from finetune_kit.comparison.record import Planned, Record, read_results, refuse_foreign, refuse_other_data
+from finetune_kit.comparison.results import Result, Setting
 from finetune_kit.errors import CheckpointError, OptionError
 
 RECORD = Record("made-up", "f" * 64, "items", "mrr@5", "tuning budget: two rates", {}, {}, ())
@@ -143,6 +143,32 @@ def test_what_is_no_comparison_or_has_no_run_is_refused(tmp_path):
     replace(RECORD, runs=(Planned(Setting("a"), {}, 0, "nowhere", "too hot"),)).write(tmp_path)
     with pytest.raises(CheckpointError, match=r"no run of .* is finished: too hot"):
         read_results(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "instances.parquet"])
+def test_a_damaged_run_is_named(tmp_path, name):
+    run = made_up_run(tmp_path, Setting("a"), 0, [1, 2])
+    (run.folder / name).write_text("torn")
+    with pytest.raises(CheckpointError, match=rf"{run.folder.name}' is damaged, its {name} can't be read: delete this"):
+        Result.read(run.setting, 0, run.folder).refuse_damaged()
+    (run.folder / name).unlink()
+    with pytest.raises(CheckpointError, match=rf"its {name} is missing: delete this folder, the same command trains"):
+        Result.read(run.setting, 0, run.folder).refuse_damaged()
+
+
+def test_a_comparison_goes_to_a_folder_that_is_empty_or_one_already(tmp_path):
+    for folder in (tmp_path, tmp_path / "new"):
+        refuse_foreign(folder)
+    (tmp_path / "runs").mkdir()
+    refuse_foreign(tmp_path)
+    (tmp_path / "tables.md").touch()
+    with pytest.raises(OptionError, match=r"is not empty: it is no comparison; name another folder"):
+        refuse_foreign(tmp_path)
+    for path in (tmp_path / "tables.md", tmp_path / "tables.md" / "below"):
+        with pytest.raises(OptionError, match=r"--output .* is a file where a folder is expected"):
+            refuse_foreign(path)
+    RECORD.write(tmp_path)
+    refuse_foreign(tmp_path)
 
 
 def test_a_comparison_on_another_dataset_is_refused(tmp_path):
