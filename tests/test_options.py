@@ -52,7 +52,7 @@ def test_an_unknown_option_names_the_closest_and_all():
         ({"temperature": "nan"}, "strategy.temperature = 'nan': input should be a finite number"),
         ({"kind": "firm"}, "strategy.kind = 'firm': input should be 'hard' or 'soft'"),
         ({"share": 2}, "strategy.share = 2: input should be less than or equal to 1"),
-        ({"cutoffs": "5,x"}, "strategy.cutoffs.1 = 'x': input should be a valid integer"),
+        ({"cutoffs": "5,x"}, "strategy.cutoffs = 'x': input should be a valid integer"),
         ({"inner": {"depth": 0}}, "strategy.inner.depth = 0: input should be greater than or equal to 1"),
     ],
 )

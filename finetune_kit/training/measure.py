@@ -36,10 +36,12 @@ class Measured:
             per part, for profile labels ``classes``, and for strategies with gates ``gates`` and ``control`` (the best
             single choice of blocks for all users at equal usage, or the ``reason`` why it was not measured)
         tables: Name to columns, for the Parquet files of the run folder.
+        control_seconds: How long the control took.
     """
 
     metrics: dict[str, Any]
     tables: dict[str, dict[str, np.ndarray]]
+    control_seconds: float = 0.0
 
     def write(self, folder: Path) -> None:
         """Write the tables into a run folder."""
@@ -57,27 +59,28 @@ def measure(experiment: Experiment, strategy: Strategy) -> Measured:
         else:
             metrics, instances, policy = _measure_items(experiment, strategy, evaluator, advance)
     metrics["instances"] = {name: len(getattr(parts, name)) for name in ("train", "valid", "test")}
-    tables = {"instances": instances, "split": _split_table(experiment)}
+    tables, control_seconds = {"instances": instances, "split": _split_table(experiment)}, 0.0
     if policy is not None and policy.gates is not None:
         metrics["gates"] = gate_summary(policy)
         tables["policy"] = _policy_table(policy)
+        started = time.perf_counter()
         metrics["control"], columns = _measure_control(experiment, strategy, policy.gates)
+        control_seconds = time.perf_counter() - started
         instances.update({f"control_{name}": column for name, column in columns.items()})
-    return Measured(metrics, tables)
+    return Measured(metrics, tables, control_seconds)
 
 
 def _measure_control(
     experiment: Experiment, strategy: Strategy, gates: np.ndarray
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return gates and test metrics of the best single choice, or why there are none, and its per-instance columns."""
-    started = time.perf_counter()
     try:
         single = best_single_choice(experiment, strategy, gates)
         values, columns = _measure_single(experiment, single)
     except Exception as error:  # a third party's strategy may do anything; the control must not cost the run
         experiment.progress.say(f"warning: no single choice of blocks was measured beside the policy: {error}")
         return {"reason": str(error)}, {}
-    return {"gates": list(single.gates), "test": values, "seconds": time.perf_counter() - started}, columns
+    return {"gates": list(single.gates), "test": values}, columns
 
 
 def _measure_single(experiment: Experiment, single: SingleChoice) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -128,7 +128,7 @@ class Finetuning:
         save_model(self.folder, strategy.trained_state(), facts)
         started = time.perf_counter()
         measured = measure(experiment, strategy)
-        seconds = time.perf_counter() - started - measured.metrics.get("control", {}).get("seconds", 0.0)
+        seconds = time.perf_counter() - started - measured.control_seconds
         trainable, total = strategy.num_parameters()
         metrics = {
             "strategy": config.run.strategy,
@@ -143,7 +143,12 @@ class Finetuning:
             "remarks": strategy.remarks(fitted.best_epoch),
             "trainable_parameters": trainable,
             "total_parameters": total,
-            "seconds": {"pretrain": self._pretrain_seconds(), "finetune": fitted.seconds, "evaluate": seconds},
+            "seconds": {
+                "pretrain": self._pretrain_seconds(),
+                "finetune": fitted.seconds,
+                "evaluate": seconds,
+                "control": measured.control_seconds,
+            },
             "instances_per_second": fitted.num_instances / fitted.training_seconds,
         }
         measured.write(self.folder)

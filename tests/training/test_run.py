@@ -191,7 +191,7 @@ def test_metrics_have_the_promised_keys(dataset: Dataset, bases: Path, tmp_path:
     }
     promised |= {"trainable_parameters", "total_parameters", "seconds", "instances_per_second"}
     assert promised <= set(metrics)
-    assert set(metrics["seconds"]) == {"pretrain", "finetune", "evaluate"}
+    assert set(metrics["seconds"]) == {"pretrain", "finetune", "evaluate", "control"}
     names = {f"{metric}@{n}" for metric in ("hr", "mrr", "ndcg") for n in (5, 10, 20)}
     for part in ("valid", "test"):
         assert {protocol: set(values) for protocol, values in metrics[part].items()} == {
