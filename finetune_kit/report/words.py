@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from finetune_kit.comparison import summary
-from finetune_kit.comparison.control import control_notes
+from finetune_kit.comparison.control import control_notes, controls
 from finetune_kit.comparison.results import Results, Setting
 from finetune_kit.comparison.statistics import Pair, Test, test_pairs
 from finetune_kit.comparison.summary import signed
@@ -69,7 +69,7 @@ def _difference(results: Results, pair: Pair) -> str:
         if kind in pair.tests
     ]
     test = pair.tests.get("seeds") or pair.tests["instances"]
-    if "seeds" not in pair.tests:
+    if len(results.seeds) == 1:
         tested.append("how much the numbers vary between seeds, one seed can't say")
     difference = signed(test.difference)
     return f"The difference from {results.name(pair.other)}, the next, is {difference}: {'; '.join(tested)}."
@@ -82,15 +82,10 @@ def _verdict(test: Test) -> str:
 
 def _controls(results: Results) -> Iterator[str]:
     """Yield whether deciding per user gains over the best single choice for all users, over the seeds with both."""
-    metric, protocol = results.metrics[0], results.protocols[0]
-    for setting in results.settings:
-        runs = [run for run in results.of(setting) if run.has_control]
-        if not runs:
-            continue
-        single = summary.summarise([float(run.per_instance(metric, protocol, control=True).mean()) for run in runs])
-        own = summary.summarise([run.value(metric, protocol) for run in runs])
+    for control in controls(results):
+        gain = f"{signed(control.value.mean - control.single.mean)} {summary.title(results.metrics[0])}"
         yield (
-            f"{results.name(setting)} deciding per user: {own.text()}; one choice of blocks for all its users, with as "
-            "many fine-tuned blocks as the policy uses on average, rounded: "
-            f"{single.text()}. Deciding per user gains {signed(own.mean - single.mean)} {summary.title(metric)}."
+            f"{results.name(control.setting)} deciding per user: {control.value.text()}; one choice of blocks for all "
+            "its users, with as many fine-tuned blocks as the policy uses on average, rounded: "
+            f"{control.single.text()}. Deciding per user gains {gain}."
         )

@@ -174,10 +174,18 @@ def test_sentences_say_who_leads_and_whether_that_is_more_than_chance(tmp_path: 
     assert f"from plain, the next, is +0.0200: over 3 seeds {verdict}" in first
 
 
+def test_two_seeds_with_equal_differences_are_not_called_one_seed(tmp_path: Path, dataset: Dataset) -> None:
+    results = made_up(tmp_path, dataset, seeds=(0, 1), files=False)
+    for run in results.runs:  # each row alike in both seeds: no spread, so no test over seeds
+        run.metrics["test"]["full"]["mrr@5"] = 0.1 + 0.1 * results.settings.index(run.setting)
+    assert not [line for line in sentences(results) if "one seed can't say" in line]
+
+
 def test_a_strategy_that_gains_nothing_by_deciding_per_user_is_told_so(tmp_path: Path, dataset: Dataset) -> None:
     results = made_up(tmp_path, dataset, seeds=(0,), files=False)
     (run,) = results.of(GATED)
     run.metrics["test"]["full"]["mrr@5"] = 0.49
+    run.metrics["gates"] = {"mean": [1.0, 0.0, 0.0]}  # every run with a control has it
     run.metrics["control"] = {"gates": [1, 0, 0], "test": {"full": {"mrr@5": 0.5, "hr@5": 1.0}}}
     run.instances["control_rank_full"] = np.full(len(run.instances["user"]), 2.0)
     said = [line for line in sentences(results) if line.startswith("gated deciding per user")]
