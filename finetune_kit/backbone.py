@@ -8,15 +8,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from finetune_kit.data.batch import Windows
+from finetune_kit.errors import PluginError
 from finetune_kit.options import Options
 from finetune_kit.sections import Pooling
+
+HIDDEN_SHARE = 0.2
+"""Share of the items that a backbone that is not causal has to guess in training (BERT4Rec's, on MovieLens-1M)."""
 
 
 @dataclass(frozen=True)
 class Context:
     """What the blocks of a backbone need to know of a batch, prepared once per batch.
 
-    A backbone whose blocks need more (positions, an attention mask) derives its own and extends `trailing`.
+    A backbone whose blocks need more (positions, an attention mask) derives its own and extends `trailing` and `rows`.
 
     Args:
         mask: ``(users, length, 1)``, 1.0 at items and 0.0 at padding; None lets padding through like an item.
@@ -31,6 +36,10 @@ class Context:
     def trailing(self, length: int) -> Context:
         """Return the context of the last ``length`` positions."""
         return replace(self, mask=None if self.mask is None else self.mask[:, -length:])
+
+    def rows(self, users: Tensor) -> Context:
+        """Return the context of some of the batch's users, by their rows ``(some,)`` int64."""
+        return replace(self, mask=None if self.mask is None else self.mask[users])
 
 
 class Backbone(nn.Module):
@@ -54,8 +63,11 @@ class Backbone(nn.Module):
     """The options model."""
     options: Any
     """The filled model; Any, so that a subclass may annotate its own."""
-    is_causal: ClassVar[bool] = True
-    """Whether no position sees a later one."""
+    is_causal: bool = True
+    """Whether no position sees a later one. If not, the backbone learns the source domain by guessing hidden items
+    and needs a ``mask_vector``."""
+    mask_vector: nn.Parameter | None
+    """``(dim,)``, what stands for a hidden item, whose id is ``num_items + 1``; for backbones that are not causal."""
 
     dim: int
     """Width of hidden states."""
@@ -69,6 +81,7 @@ class Backbone(nn.Module):
         self.num_items = num_items
         self.max_length = max_length
         self.options = self.Options() if options is None else options
+        self.register_parameter("mask_vector", None)
 
     def prepare(self, sequence: Tensor) -> Context:
         """Return what the blocks need to know of item ids ``(users, length)``."""
@@ -76,9 +89,17 @@ class Backbone(nn.Module):
 
     def embed(self, sequence: Tensor) -> Tensor:
         """Return the first hidden states, ``(users, length, dim)``, of item ids ``(users, length)``."""
-        return self.item_embedding(sequence)
+        return self.look_up(sequence)
 
-    def finish(self, hidden: Tensor) -> Tensor:
+    def look_up(self, sequence: Tensor) -> Tensor:
+        """Return item embeddings ``(users, length, dim)``, the mask vector where an item is hidden."""
+        if self.mask_vector is None:
+            return self.item_embedding(sequence)
+        is_hidden = sequence == self.num_items + 1
+        vectors = self.item_embedding(sequence.masked_fill(is_hidden, 0))
+        return torch.where(is_hidden.unsqueeze(-1), self.mask_vector.to(vectors.dtype), vectors)
+
+    def finish(self, hidden: Tensor, context: Context) -> Tensor:
         """Return the last hidden states from those after the last block, both ``(users, length, dim)``."""
         return hidden
 
@@ -97,7 +118,7 @@ class Backbone(nn.Module):
         for k, (block, length) in enumerate(zip(self.blocks, needed, strict=True)):
             hidden, context = hidden[:, -length:], context.trailing(length)
             hidden = block(hidden, context) if gates is None else block(hidden, context, gates[:, k])
-        return self.finish(hidden)
+        return self.finish(hidden, context)
 
     def user_vectors(self, sequence: Tensor, gates: Tensor | None = None, *, pooling: Pooling = "last") -> Tensor:
         """Return one vector per user, ``(users, dim)``.
@@ -115,6 +136,29 @@ class Backbone(nn.Module):
         if mask is None:
             return hidden.mean(dim=1)
         return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+
+    def source_task(self, windows: Windows, noise: torch.Generator | None) -> Windows:
+        """Return what is predicted of source windows, at all positions that then have a label.
+
+        A causal backbone predicts, at each position, the item that follows: the windows as they are. One that sees
+        later items would only have to look; it guesses items that are hidden from it (Cloze; Sun et al.,
+        *BERT4Rec*, CIKM 2019).
+
+        Args:
+            windows: For next-item prediction.
+            noise: Decides which items are hidden; None hides each window's last, as an evaluation does.
+
+        Raises:
+            PluginError: When the backbone is not causal and has no ``mask_vector``.
+        """
+        if self.is_causal:
+            return windows
+        if self.mask_vector is None:
+            raise PluginError(
+                f"{type(self).__name__} sees later items, so predicting the next one would be reading it off; give it "
+                "a mask_vector, a Parameter (dim,), and it is pre-trained on hidden items instead"
+            )
+        return windows.hide(self.num_items + 1, HIDDEN_SHARE, noise)
 
     def _needed_lengths(self, length: int) -> list[int]:
         """Return how many trailing positions each block must be given so that the last one comes out right."""

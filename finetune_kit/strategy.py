@@ -72,6 +72,8 @@ class Strategy(Trainable):
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        if backbone.mask_vector is not None and not self.needs_source_batches:
+            backbone.mask_vector.requires_grad_(False)  # it stands for hidden items, which only source windows have
         self.task = task
         self.options = self.Options() if options is None else options
         self.pooling: Pooling = pooling

@@ -268,7 +268,7 @@ class SeesPadding(TinyBackbone):
 
 
 class MixesUsers(TinyBackbone):
-    def finish(self, hidden: Tensor) -> Tensor:
+    def finish(self, hidden: Tensor, context: Context) -> Tensor:
         return hidden - hidden.mean(dim=0)
 
 

@@ -41,6 +41,26 @@ class Windows(_OnDevice):
         """Return the number of windows."""
         return len(self.inputs)
 
+    def hide(self, hidden_item: int, share: float, noise: torch.Generator | None) -> Windows:
+        """Return windows in which some items are hidden and to be guessed, at their own positions.
+
+        Args:
+            hidden_item: The id that takes the place of hidden items.
+            share: Share of the items that is hidden, in (0, 1]; a window that would have none has its last hidden.
+            noise: Decides which; None hides the last item of each window and no other.
+        """
+        sequence = self.labels  # the window one later: it ends with the latest item
+        is_last = torch.zeros_like(sequence, dtype=torch.bool)
+        is_last[:, -1] = True
+        if noise is None:
+            is_hidden = is_last
+        else:
+            is_hidden = torch.rand(sequence.shape, generator=noise).to(sequence.device) < share
+            is_hidden = is_hidden & (sequence != 0)
+            is_hidden = is_hidden | (is_last & ~is_hidden.any(dim=1, keepdim=True))
+        is_hidden = is_hidden & (sequence != 0)
+        return Windows(sequence.masked_fill(is_hidden, hidden_item), sequence.masked_fill(~is_hidden, 0))
+
 
 @dataclass
 class Batch(_OnDevice):

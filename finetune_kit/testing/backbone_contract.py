@@ -17,7 +17,7 @@ from finetune_kit.options import resolve
 from finetune_kit.plugins import installed
 from finetune_kit.pretend import pretend_device
 from finetune_kit.testing.backbones import randomise
-from finetune_kit.testing.batches import random_sequence
+from finetune_kit.testing.batches import random_sequence, random_windows
 
 NUM_ITEMS, LENGTH, MAX_LENGTH = 20, 11, 16
 
@@ -59,8 +59,8 @@ class BackboneContract:
         for k, block in enumerate(backbone.blocks):
             hidden = block(hidden, context)
             assert hidden.shape == shape, f"block {k} returned {tuple(hidden.shape)} for {shape}"
-        assert backbone.finish(hidden).shape == shape
-        torch.testing.assert_close(backbone.finish(hidden), backbone(sequence))
+        assert backbone.finish(hidden, context).shape == shape
+        torch.testing.assert_close(backbone.finish(hidden, context), backbone(sequence))
 
     def test_the_last_position_alone_is_the_same(self) -> None:
         """Skipping positions that the last one can't see changes nothing, for any length."""
@@ -104,9 +104,10 @@ class BackboneContract:
         torch.testing.assert_close(alone, backbone.user_vectors(sequence), atol=1e-5, rtol=1e-5)
 
     def test_every_parameter_gets_a_gradient(self) -> None:
-        """From next-item prediction at all positions, in training mode."""
+        """From predicting source items at all positions, in training mode."""
         backbone = self.make().train()
-        backbone(self.sequence()).square().sum().backward()
+        windows = random_windows(5, LENGTH, NUM_ITEMS)
+        backbone(backbone.source_task(windows, torch.Generator().manual_seed(0)).inputs).square().sum().backward()
         missing = [name for name, parameter in backbone.named_parameters() if parameter.grad is None]
         assert not missing, f"no gradient: {missing}"
 

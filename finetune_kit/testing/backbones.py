@@ -136,9 +136,10 @@ class GlobalBackbone(TinyBackbone):
 
     def __init__(self, num_items: int, max_length: int, options: TinyOptions | None = None) -> None:
         super().__init__(num_items, max_length, options)
+        self.mask_vector = nn.Parameter(torch.randn(self.dim))
         self.norm = nn.LayerNorm(self.dim)
 
-    def finish(self, hidden: Tensor) -> Tensor:
+    def finish(self, hidden: Tensor, context: Context) -> Tensor:
         """Return ``(users, length, dim)`` normalised."""
         return self.norm(hidden)
 

@@ -1,4 +1,4 @@
-"""Stage 1: learn the source domain by next-item prediction (UAF paper, Eq. 3-5)."""
+"""Stage 1: learn the source domain by next-item prediction (UAF paper, Eq. 3-5), or by guessing hidden items."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 class NextItem(Trainable):
     """Predicts, at every position, the item that follows: ``softmax(W E_L + b)`` (Eq. 3).
 
+    A backbone that is not causal predicts hidden items instead (`Backbone.source_task`), by the same equation.
+
     Args:
         backbone: What is pre-trained.
         frequency: ``(num_items,)``, how often each source item occurs; needed by the sampled loss only.
@@ -41,14 +43,17 @@ class NextItem(Trainable):
         self._num_negatives = num_negatives
         self._seed = seed
         self._noise = generator(seed, "sampled-softmax")
+        self._hiding = generator(seed, "hidden-items")
         self._share = None if frequency is None else frequency / frequency.sum()  # stays on the CPU: only draws use it
 
     def start_epoch(self, epoch: int) -> None:
-        """Make the drawn items a function of (seed, epoch)."""
+        """Make the drawn and the hidden items a function of (seed, epoch)."""
         self._noise = generator(self._seed, "sampled-softmax", epoch)
+        self._hiding = generator(self._seed, "hidden-items", epoch)
 
     def forward(self, batch: Windows) -> Tensor:
         """Return the mean of −log p(x_t | x_1 … x_{t−1}) over positions with a label (Eq. 5), nats per item."""
+        batch = self.backbone.source_task(batch, self._hiding if self.training else None)
         return self.sampled_loss(batch) if self._num_negatives and self.training else self.exact_loss(batch)
 
     def exact_loss(self, batch: Windows) -> Tensor:

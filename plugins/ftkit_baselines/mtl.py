@@ -14,7 +14,8 @@ section 4.2: multi-task learning by hard parameter sharing (Caruana, *Multitask 
 | λ | ``options.source_weight`` | |
 
 Differences from the paper: it names neither λ nor how the two domains share a step; here λ = 1, and every step has
-windows of the source domain beside its target instances. Windows may be of any users, not only of the batch's.
+windows of the source domain beside its target instances. Windows may be of any users, not only of the batch's. Backbones that
+see later items guess hidden ones instead of the next (`Backbone.source_task`).
 """
 
 from __future__ import annotations
@@ -53,5 +54,6 @@ class Mtl(Strategy):
         if not self.training:
             return target
         assert batch.source is not None, "mtl trains on batches with source windows; give Batch(…, source=Windows(…))"
-        hidden = self.backbone(batch.source.inputs)  # (windows, length, dim)
-        return target + self.options.source_weight * next_item(hidden, batch.source.labels, self.source_output)
+        source = self.backbone.source_task(batch.source, self.noise)
+        hidden = self.backbone(source.inputs)  # (windows, length, dim)
+        return target + self.options.source_weight * next_item(hidden, source.labels, self.source_output)

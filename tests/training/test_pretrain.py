@@ -4,8 +4,8 @@ import torch.nn.functional as F
 
 from finetune_kit import losses
 from finetune_kit.data.batch import Windows
-from finetune_kit.errors import DataError
-from finetune_kit.testing import TinyBackbone, random_sequence, randomise
+from finetune_kit.errors import DataError, PluginError
+from finetune_kit.testing import GlobalBackbone, TinyBackbone, random_sequence, randomise
 from finetune_kit.training.pretrain import NextItem, hold_out
 
 
@@ -148,3 +148,52 @@ def test_too_few_users_with_two_events_are_refused(lengths: list[int]) -> None:
 
     with pytest.raises(DataError, match="learning the source domain needs at least 2 such users"):
         hold_out(Lengths(), 0.1, seed=0)
+
+
+def test_a_causal_backbone_learns_from_the_windows_as_they_are() -> None:
+    batch = windows()
+    assert TinyBackbone(20, 8).source_task(batch, None) is batch
+
+
+def test_a_backbone_that_is_not_causal_guesses_hidden_items_that_it_cannot_see() -> None:
+    batch, noise = windows(200), torch.Generator().manual_seed(0)
+    found = GlobalBackbone(20, 8).source_task(batch, noise)
+    is_hidden = found.inputs == 21
+    assert torch.equal(is_hidden, found.labels != 0)
+    assert torch.equal(torch.where(is_hidden, found.labels, found.inputs), batch.labels)
+    assert (is_hidden.any(dim=1) == (batch.labels != 0).any(dim=1)).all()
+    assert 0.15 < is_hidden.sum() / (batch.labels != 0).sum() < 0.35
+
+
+def test_in_evaluation_the_last_item_is_hidden_and_no_other() -> None:
+    batch = windows()
+    found = GlobalBackbone(20, 8).source_task(batch, None)
+    assert (found.inputs[:, -1] == 21).all()
+    assert torch.equal(found.inputs[:, :-1], batch.labels[:, :-1])
+    assert torch.equal(found.labels[:, -1], batch.labels[:, -1])
+    assert not found.labels[:, :-1].any()
+
+
+def test_a_hidden_item_does_not_leak_into_its_own_state() -> None:
+    backbone = randomise(GlobalBackbone(20, 8))
+    one = Windows(torch.tensor([[1, 2, 3]]), torch.tensor([[2, 3, 4]]))
+    other = Windows(torch.tensor([[1, 2, 3]]), torch.tensor([[2, 3, 5]]))
+    first, second = (backbone(backbone.source_task(batch, None).inputs) for batch in (one, other))
+    assert torch.equal(first, second)
+
+
+def test_a_backbone_that_sees_later_items_and_has_no_mask_vector_is_refused() -> None:
+    backbone = GlobalBackbone(20, 8)
+    backbone.mask_vector = None
+    with pytest.raises(PluginError, match="GlobalBackbone sees later items"):
+        backbone.source_task(windows(), None)
+
+
+def test_pretraining_draws_the_hidden_items_of_an_epoch_anew_and_again() -> None:
+    torch.manual_seed(0)
+    one = NextItem(randomise(GlobalBackbone(20, 8))).train()
+    losses = []
+    for epoch in (1, 2, 1):
+        one.start_epoch(epoch)
+        losses.append(one(windows()).item())
+    assert losses[0] == losses[2] != losses[1]
