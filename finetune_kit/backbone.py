@@ -99,6 +99,10 @@ class Backbone(nn.Module):
         vectors = self.item_embedding(sequence.masked_fill(is_hidden, 0))
         return torch.where(is_hidden.unsqueeze(-1), self.mask_vector.to(vectors.dtype), vectors)
 
+    def start(self, sequence: Tensor) -> tuple[Tensor, Context]:
+        """Return the first hidden states, and what the blocks need to know, of item ids ``(users, length)``."""
+        return self.embed(sequence), self.prepare(sequence)
+
     def finish(self, hidden: Tensor, context: Context) -> Tensor:
         """Return the last hidden states from those after the last block, both ``(users, length, dim)``."""
         return hidden
@@ -112,8 +116,7 @@ class Backbone(nn.Module):
             last_only: Compute just the positions that the last one depends on; only the last is then right,
                 and the result may have fewer positions.
         """
-        context = self.prepare(sequence)
-        hidden = self.embed(sequence)
+        hidden, context = self.start(sequence)
         needed = self._needed_lengths(sequence.shape[1]) if last_only else [sequence.shape[1]] * len(self.blocks)
         for k, (block, length) in enumerate(zip(self.blocks, needed, strict=True)):
             hidden, context = hidden[:, -length:], context.trailing(length)

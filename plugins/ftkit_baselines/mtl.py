@@ -14,8 +14,8 @@ section 4.2: multi-task learning by hard parameter sharing (Caruana, *Multitask 
 | λ | ``options.source_weight`` | |
 
 Differences from the paper: it names neither λ nor how the two domains share a step; here λ = 1, and every step has
-windows of the source domain beside its target instances. Windows may be of any users, not only of the batch's. Backbones that
-see later items guess hidden ones instead of the next (`Backbone.source_task`).
+windows of the source domain beside its target instances. Windows may be of any users, not only of the batch's.
+Backbones that see later items guess hidden ones instead of the next (`Backbone.source_task`).
 """
 
 from __future__ import annotations
