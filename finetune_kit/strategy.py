@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from finetune_kit.backbone import Backbone
 from finetune_kit.data.batch import Batch
+from finetune_kit.errors import PluginError
 from finetune_kit.options import Options
 from finetune_kit.sections import Pooling
 from finetune_kit.seeding import generator
@@ -79,7 +81,9 @@ class Strategy(Trainable):
         self.pooling: Pooling = pooling
         self.seed = seed
         self.noise = generator(seed, "noise")
+        plain = backbone.state_dict().keys()
         self.build()
+        self._is_plain = backbone.state_dict().keys() == plain  # build froze and trained, but added nothing
 
     def build(self) -> None:
         """Edit ``self.backbone`` and add modules: freeze, copy, patch. Called once, when constructed."""
@@ -111,6 +115,21 @@ class Strategy(Trainable):
 
     def finish_training(self) -> None:
         """Do what is left once training has ended (merge, interpolate); the best epoch's weights are in place."""
+
+    def merged_backbone(self) -> Backbone:
+        """Return a plain backbone that computes what this strategy's `encode` does, a copy of its own.
+
+        For implementers: override it where what `build` added can be folded into the blocks' weights.
+
+        Raises:
+            PluginError: When it can't: what was added is not a change of weights, or differs between users.
+        """
+        if not self._is_plain:
+            raise PluginError(
+                f"{type(self).__name__} can't be merged into a plain backbone: what it added to the blocks is not a "
+                "change of their weights, or differs between users; use the run as it is"
+            )
+        return copy.deepcopy(self.backbone)
 
     def remarks(self, best_epoch: int) -> list[str]:
         """Return what a reader of the numbers must know about a training whose best epoch this was, one line each."""
