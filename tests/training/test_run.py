@@ -6,75 +6,18 @@ import duckdb
 import numpy as np
 import pytest
 import torch
-from lightning_fabric import Fabric
+from small_runs import runner, whole_run, without_times
 
 from finetune_kit.checkpoint import file_hash, load_model
-from finetune_kit.config import resolve_config
 from finetune_kit.data.dataset import Dataset
 from finetune_kit.errors import CheckpointError, DataError
 from finetune_kit.files import read_table
 from finetune_kit.plugins import installed
 from finetune_kit.pretend import pretend_device, pretend_fabric
-from finetune_kit.progress import Progress
-from finetune_kit.strategy import Strategy
 from finetune_kit.training.assemble import load_run
 from finetune_kit.training.device import make_fabric
 from finetune_kit.training.run import Runner
 from ftkit_datasets.synthetic import Synthetic, SyntheticOptions
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    folder = tmp_path_factory.mktemp("data") / "made-up"
-    Synthetic(SyntheticOptions(users=60, max_length=12)).prepare(folder)
-    return Dataset.open(folder)
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where pre-trained backbones may be left for other tests."""
-    return tmp_path_factory.mktemp("bases")
-
-
-class Told(Progress):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-
-def runner(
-    dataset: Dataset,
-    strategy: str = "finetune-last1",
-    fabric: Fabric | None = None,
-    **sections: dict[str, Any],
-) -> Runner:
-    config = {
-        "run": {"strategy": strategy, "backbone": "nextitnet"},
-        "data": {"max_length": 8},
-        "backbone": {"dim": 8, "num_blocks": 2},
-        "pretrain": {"epochs": 1},
-        "finetune": {"epochs": 2, "batch_size": 32, "learning_rate": 0.01},
-    }
-    for section, values in sections.items():
-        config[section] = {**config.get(section, {}), **values}
-    return Runner(resolve_config(config), dataset, fabric or make_fabric("cpu"), Told())
-
-
-def whole_run(made: Runner, root: Path, bases: Path | None = None) -> tuple[dict[str, Any], Path]:
-    """Pre-train if the strategy wants it, fine-tune; return the metrics and the run folder."""
-    needs = installed().component("strategy", made.config.run.strategy).load().needs_pretrained
-    base = made.pretrain(bases or root) if needs else None
-    folder = root / made.config.run.strategy
-    return made.finetune(folder, base), folder
-
-
-TIMES = ("seconds", "instances_per_second")
-
-
-def without_times(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in metrics.items() if key not in TIMES}
 
 
 def evaluate_again(folder: Path, dataset: Dataset, made: Runner) -> dict[str, dict[str, float]]:
@@ -323,52 +266,6 @@ def test_instances_of_items_unseen_in_training_are_kept_dropped_or_refused(datas
 def test_dropping_all_instances_of_a_part_is_refused(dataset: Dataset) -> None:
     with pytest.raises(DataError, match=r"data.unseen=drop leaves no (valid|test) instance: .*; use keep"):
         _ = runner(dataset, data={"fraction": 0.008, "unseen": "drop"}).split
-
-
-def test_a_profile_label_is_learned_and_measured_beside_the_commonest_class(dataset: Dataset, tmp_path: Path) -> None:
-    made = runner(dataset, "uaf-hard", run={"task": "label:kind"}, finetune={"epochs": 1})
-    metrics, folder = whole_run(made, tmp_path)
-    assert metrics["test"].keys() == metrics["valid"].keys() == {"accuracy", "f1_macro"}
-    assert metrics["references"].keys() == {"majority"}
-    assert sum(shares["test"] for shares in metrics["classes"].values()) == pytest.approx(1)
-    rows = read_table(folder / "instances.parquet")
-    assert (rows["class"] == rows["predicted"]).mean() == pytest.approx(metrics["test"]["accuracy"])
-    kinds = dataset.labels["kind"].value
-    assert (rows["class"] == kinds[rows["user"] - 1]).all()
-    assert len(read_table(folder / "policy.parquet")["user"]) == (kinds >= 0).sum()
-    run = load_run(folder, dataset)
-    assert run.dataset.raw_target_items() == list(dataset.labels["kind"].classes)
-    evaluated = made.evaluator(made.split.test).evaluate(run.strategy, made.fabric)
-    assert evaluated.metrics() == metrics["test"]
-
-
-def test_a_run_with_gates_is_measured_beside_the_best_single_policy(dataset: Dataset, tmp_path: Path) -> None:
-    metrics, folder = whole_run(runner(dataset, "uaf-random"), tmp_path)
-    control, rows = metrics["control"], read_table(folder / "instances.parquet")
-    hits = rows["control_rank_full"] <= 5
-    assert hits.mean() == pytest.approx(control["test"]["full"]["hr@5"])
-    assert len(control["gates"]) == 2
-    assert "control" not in whole_run(runner(dataset, "finetune-cls"), tmp_path)[0]
-
-
-def test_a_label_s_control_is_measured_too(dataset: Dataset, tmp_path: Path) -> None:
-    metrics, folder = whole_run(runner(dataset, "uaf-random", run={"task": "label:kind"}), tmp_path)
-    rows = read_table(folder / "instances.parquet")
-    right = (rows["class"] == rows["control_predicted"]).mean()
-    assert right == pytest.approx(metrics["control"]["test"]["accuracy"])
-
-
-def test_a_control_that_fails_does_not_cost_the_run(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise TypeError("takes no gates")
-
-    monkeypatch.setattr(Strategy, "encode_with", fail)
-    made = runner(dataset, "uaf-random", finetune={"epochs": 1})
-    metrics, _ = whole_run(made, tmp_path)
-    assert metrics["control"] == {"reason": "takes no gates"}
-    assert any("no single choice of blocks was measured" in line for line in made.progress.lines)
 
 
 def test_users_with_one_event_each_are_refused_before_anything_trains(tmp_path: Path) -> None:
