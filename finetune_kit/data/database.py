@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import duckdb
+
+from finetune_kit.errors import DataError
 
 MAX_THREADS = 4
 """Every thread sorts and joins in buffers of its own: with dozens, a small memory limit can't be kept."""
@@ -44,6 +46,34 @@ def connect_on_disk(scratch: Path, memory_limit: str) -> duckdb.DuckDBPyConnecti
         "temp_directory": str(scratch / "spill"),
     }
     return connect(scratch / "scratch.duckdb", settings)
+
+
+@contextmanager
+def working_database(scratch: Path, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Give a connection as `connect_on_disk` does, and close it; say in one line what DuckDB says in several.
+
+    Args:
+        scratch: Folder of the database.
+        memory_limit: How much memory DuckDB may take, e.g. ``"500MB"``.
+
+    Raises:
+        DataError: When the limit is no amount of memory, memory or disk run out, or a file can't be read or written.
+    """
+    try:
+        connection = connect_on_disk(scratch, memory_limit)
+    except duckdb.Error as error:
+        raise DataError(f"--memory-limit {memory_limit!r} is no amount of memory; give for example 1GB") from error
+    try:
+        yield connection
+    except duckdb.OutOfMemoryException as error:
+        raise DataError(
+            f"more memory was wanted than --memory-limit {memory_limit}, or more disk than there is; raise the limit "
+            f"({first_line(error)})"
+        ) from error
+    except duckdb.IOException as error:
+        raise DataError(f"reading or writing failed: {first_line(error)}") from error
+    finally:
+        connection.close()
 
 
 def first_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import duckdb
 
-from finetune_kit.data.database import connect_on_disk, first_line
+from finetune_kit.data.database import working_database
 from finetune_kit.data.folder import new_folder
 from finetune_kit.errors import DataError
 
@@ -90,18 +90,7 @@ def preparing(
         scratch = folder / ".scratch"
         scratch.mkdir()
         try:
-            connection = connect_on_disk(scratch, memory_limit)
-        except duckdb.Error as error:
-            raise DataError(f"memory_limit = {memory_limit!r}: {first_line(error)}; give for example '1GB'") from error
-        try:
-            yield Preparation(connection, folder, scratch, on_bad)
-        except duckdb.OutOfMemoryException as error:
-            raise DataError(
-                f"preparing took more than memory_limit = {memory_limit!r} or the disk has; "
-                f"raise the limit ({first_line(error)})"
-            ) from error
-        except duckdb.IOException as error:
-            raise DataError(f"reading or writing failed: {first_line(error)}") from error
+            with working_database(scratch, memory_limit) as connection:
+                yield Preparation(connection, folder, scratch, on_bad)
         finally:
-            connection.close()
             shutil.rmtree(scratch, ignore_errors=True)

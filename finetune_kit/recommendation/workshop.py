@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import duckdb
-
-from finetune_kit.data.database import connect_on_disk, first_line
+from finetune_kit.data.database import working_database
 from finetune_kit.data.preparation import DEFAULT_MEMORY_LIMIT, Preparation
 from finetune_kit.errors import DataError
 
@@ -54,20 +52,6 @@ def workshop(output: Path, memory_limit: str = DEFAULT_MEMORY_LIMIT) -> Iterator
     with (
         _folder(output.parent),
         tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".partial", dir=output.parent) as temporary,
+        working_database(Path(temporary), memory_limit) as connection,
     ):
-        scratch = Path(temporary)
-        try:
-            connection = connect_on_disk(scratch, memory_limit)
-        except duckdb.Error as error:
-            raise DataError(f"--memory-limit {memory_limit!r}: {first_line(error)}; give for example 1GB") from error
-        try:
-            yield Workshop(connection, scratch, scratch)
-        except duckdb.OutOfMemoryException as error:
-            raise DataError(
-                f"recommending took more than --memory-limit {memory_limit} or the disk has; "
-                f"raise the limit ({first_line(error)})"
-            ) from error
-        except duckdb.IOException as error:
-            raise DataError(f"reading or writing failed: {first_line(error)}") from error
-        finally:
-            connection.close()
+        yield Workshop(connection, Path(temporary), Path(temporary))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_kit import __version__
+from finetune_kit.idle import idle_options
 from finetune_kit.plugins import installed
 from finetune_kit.training.assemble import backbone_facts
 from finetune_kit.training.experiment import Experiment
@@ -21,7 +22,12 @@ class Runner(Experiment):
     """Carries an experiment through; its arguments are those of `Experiment`."""
 
     def refuse_early(self) -> None:
-        """Raise now what would otherwise be raised after pre-training: a split or a strategy that can't be made."""
+        """Raise now what would otherwise be raised after pre-training: a split or a strategy that can't be made.
+
+        Options that were set but have no effect are told.
+        """
+        for remark in idle_options(self.config):
+            self.progress.say(f"warning: {remark}")
         _ = self.split
         strategy = self.build_strategy(None)
         if strategy.needs_pretrained or strategy.needs_source_batches:

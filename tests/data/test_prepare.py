@@ -136,7 +136,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path):
 
 
 def test_a_memory_limit_that_is_none_is_refused(tmp_path):
-    with pytest.raises(DataError, match="memory_limit = 'plenty'"), preparing(tmp_path / "out", "plenty"):
+    with pytest.raises(DataError, match="--memory-limit 'plenty'"), preparing(tmp_path / "out", "plenty"):
         raise AssertionError("not reached")
 
 
