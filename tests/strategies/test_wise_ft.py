@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interrupted import small_runner
-from torch import nn
+from torch import Tensor, nn
 
 from finetune_kit.backbone import Backbone
 from finetune_kit.errors import OptionError
@@ -146,6 +146,29 @@ def test_a_merged_backbone_is_plain_and_its_own() -> None:
     before = merged.user_vectors(sequence)
     train(strategy)
     assert torch.equal(merged.user_vectors(sequence), before)
+
+
+def test_evaluation_follows_whatever_changes_the_weights_and_computes_them_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    strategy, batch, merges = build(), random_batch(), []
+    merged_backbone = WiseFt.merged_backbone
+    monkeypatch.setattr(WiseFt, "merged_backbone", lambda self: merges.append(1) or merged_backbone(self))
+
+    def vectors() -> Tensor:
+        found = [strategy.encode(batch).vectors for _ in range(3)]
+        expected = merged_backbone(strategy).user_vectors(batch.sequence)
+        assert all(torch.equal(each, expected) for each in found)
+        return expected
+
+    start, state = vectors(), {name: tensor.clone() for name, tensor in strategy.trained_state().items()}
+    assert len(merges) == 1
+    train(strategy)
+    assert not torch.equal(vectors(), start)
+    strategy.load_trained_state(state)
+    assert torch.equal(vectors(), start)
+    assert strategy.to(torch.float64) is strategy
+    assert vectors().dtype == torch.float64
 
 
 def test_half_way_it_learns_too() -> None:
