@@ -139,6 +139,14 @@ def test_what_rests_is_not_touched_by_weight_decay_either_and_is_saved_with_the_
     assert seen[0].keys() == module.trained_state().keys() > names
 
 
+def test_what_rests_before_the_first_epoch_is_trained_once_it_wakes() -> None:
+    module, other = line(), line()
+    module.let_rest(module.layer)
+    fit(module, (0.1,))
+    fit(other, (0.1,))
+    assert same(module.trained_state(), other.trained_state())
+
+
 def test_fewer_epochs_than_the_schedule_has_is_said() -> None:
     class Told(Progress):
         def say(self, text: str) -> None:
