@@ -38,9 +38,9 @@ class Strategy(Trainable):
     """Base of every strategy; a training step is one `forward`, from a batch to its loss.
 
     For implementers: write `build`; override `encode` where users are not all encoded alike, `loss` to add terms,
-    `start_epoch` and `finish_training` for schedules. Promises every strategy keeps, checked by
-    `finetune_kit.testing.StrategyContract`: what is frozen stays byte-identical, everything else gets a gradient,
-    and a batch's users don't influence one another in evaluation.
+    `start_epoch` (with `let_rest`, `wake` and `schedule_epochs`) for schedules, `finish_training` to change weights at
+    the end. Promises every strategy keeps, checked by `finetune_kit.testing.StrategyContract`: what is frozen stays
+    byte-identical, everything else gets a gradient, and a batch's users don't influence one another in evaluation.
 
     Args:
         backbone: Pre-trained, or fresh where ``needs_pretrained`` is False. The strategy owns it and edits it.
@@ -144,5 +144,5 @@ class Strategy(Trainable):
         blocks = {id(parameter) for parameter in self.backbone.blocks.parameters()}
         outside = [parameter for parameter in self.backbone.parameters() if id(parameter) not in blocks]
         parts = [outside, *(list(block.parameters()) for block in self.backbone.blocks)]
-        trains = [any(parameter.requires_grad for parameter in part) for part in parts]
+        trains = [any(map(self.trains, part)) for part in parts]
         return trains.index(True) if True in trains else len(trains)

@@ -20,6 +20,14 @@ class Trainable(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._frozen: list[nn.Module] = []
+        self._resting: list[nn.Module] = []
+        self._resting_parameters: list[nn.Parameter] = []
+        self._mode = True  # ``training`` itself is False where the whole module is frozen or rests
+
+    @property
+    def schedule_epochs(self) -> int:
+        """Epochs of a schedule before the one from which on everything trains; early stopping counts from there."""
+        return 0
 
     def start_epoch(self, epoch: int) -> None:
         """Prepare an epoch, counted from 1."""
@@ -31,27 +39,55 @@ class Trainable(nn.Module):
             module: What to freeze, with everything inside it.
             but: Modules inside it that go on training.
         """
-        spared = {id(part) for kept in but for part in kept.modules()}
-        for part in module.modules():
-            if id(part) not in spared:
-                self._frozen.append(part)
-                for parameter in part.parameters(recurse=False):
-                    parameter.requires_grad_(False)
+        parts = _parts(module, but)
+        self._frozen += parts
+        for parameter in _parameters_of(parts):
+            parameter.requires_grad_(False)
+
+    def let_rest(self, module: nn.Module, but: Iterable[nn.Module] = ()) -> None:
+        """Let a module rest, as if it were frozen, until `wake` or another `let_rest`; all else is awake.
+
+        For schedules, called in `start_epoch`. What rests still counts as trained (`trains`, `trained_state`,
+        `num_parameters`). It has no gradient, not even a zero, so the optimizer passes it over: neither its moments nor
+        weight decay move it.
+
+        Args:
+            module: What rests, with everything inside it.
+            but: Modules inside it that are awake.
+        """
+        self.wake()
+        self._resting = _parts(module, but)
+        self._resting_parameters = [part for part in _parameters_of(self._resting) if part.requires_grad]
+        for parameter in self._resting_parameters:
+            parameter.requires_grad_(False).grad = None
+        self.train(self._mode)
+
+    def wake(self) -> None:
+        """Let nothing rest; what is frozen stays so."""
+        for parameter in self._resting_parameters:
+            parameter.requires_grad_(True)
+        self._resting, self._resting_parameters = [], []
+        self.train(self._mode)
 
     def train(self, mode: bool = True) -> Self:
-        """Switch between training and evaluation; what is frozen stays in evaluation mode."""
+        """Switch between training and evaluation; what is frozen or rests stays in evaluation mode."""
+        self._mode = mode
         super().train(mode)
-        for part in self._frozen:
+        for part in (*self._frozen, *self._resting):
             part.training = False
         return self
 
+    def trains(self, parameter: nn.Parameter) -> bool:
+        """Return whether training changes a parameter, be it in a later epoch."""
+        return parameter.requires_grad or any(parameter is resting for resting in self._resting_parameters)
+
     def trained_state(self) -> dict[str, Tensor]:
-        """Return by name what training changes: parameters with a gradient, and buffers that are not frozen."""
+        """Return by name what training changes: parameters that train, and buffers that are not frozen."""
         frozen = {id(tensor) for part in self._frozen for tensor in part.buffers(recurse=False)}
         return {
             name: tensor.detach()
             for name, tensor in self.state_dict(keep_vars=True).items()
-            if (tensor.requires_grad if isinstance(tensor, nn.Parameter) else id(tensor) not in frozen)
+            if (self.trains(tensor) if isinstance(tensor, nn.Parameter) else id(tensor) not in frozen)
         }
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
@@ -77,5 +113,16 @@ class Trainable(nn.Module):
 
     def num_parameters(self) -> tuple[int, int]:
         """Return how many parameters train and how many there are."""
-        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.parameters()]
+        sizes = [(parameter.numel(), self.trains(parameter)) for parameter in self.parameters()]
         return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
+
+
+def _parts(module: nn.Module, but: Iterable[nn.Module]) -> list[nn.Module]:
+    """Return a module and all modules inside it, without some and what is inside those."""
+    spared = {id(part) for kept in but for part in kept.modules()}
+    return [part for part in module.modules() if id(part) not in spared]
+
+
+def _parameters_of(parts: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """Return the parameters that parts hold themselves."""
+    return [parameter for part in parts for parameter in part.parameters(recurse=False)]

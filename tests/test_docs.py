@@ -61,7 +61,7 @@ def test_the_reference_has_no_hook_that_does_not_exist():
 @pytest.mark.parametrize(
     ("hook", "arguments"),
     [
-        ("ftkit_strategies", ["--strategy", "l2-sp", "--set", "strategy.weight=0.1", *TINY]),
+        ("ftkit_strategies", ["--strategy", "l1-sp", "--set", "strategy.weight=0.1", *TINY]),
         ("ftkit_backbones", ["--strategy", "uaf-hard", "--backbone", "running-mean", *TINY]),
         ("ftkit_policies", ["--strategy", "uaf-hard", "--set", "strategy.policy=length", *TINY]),
         ("ftkit_trackers", ["--strategy", "finetune-cls", "--set", "run.trackers=csv", *TINY]),

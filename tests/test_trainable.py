@@ -39,6 +39,45 @@ def test_what_is_spared_inside_a_frozen_module_trains() -> None:
     assert not model.one[2].training
 
 
+def test_what_rests_has_no_gradient_keeps_evaluation_mode_and_buffers_and_still_counts_as_trained() -> None:
+    model = Model().train()
+    model.two[0].bias.requires_grad_(False)
+    state, numbers = model.trained_state().keys(), model.num_parameters()
+    model(torch.randn(8, 2)).backward()
+    model.let_rest(model, but=[model.two[1]])
+    assert all(parameter.grad is None for parameter in model.one.parameters())  # those of before are gone
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for part in (model, model.train()):
+        assert {name for name, module in part.named_modules() if module.training} == {"two.1"}
+    model.zero_grad()
+    model(torch.randn(8, 2)).backward()
+    assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == {
+        "two.1.weight",
+        "two.1.bias",
+    }
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"two.1.running_mean", "two.1.running_var", "two.1.num_batches_tracked"}
+    assert (model.trained_state().keys(), model.num_parameters()) == (state, numbers)
+
+
+def test_waking_ends_a_rest_and_leaves_what_is_frozen() -> None:
+    model = Model().train()
+    model.freeze(model.one[1])
+    model.two[0].bias.requires_grad_(False)
+    before = [parameter.requires_grad for parameter in model.parameters()]
+    model.let_rest(model)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    model.let_rest(model.two)
+    assert model.one[0].weight.requires_grad  # a rest replaces the one before
+    assert model.training and model.one[2].training
+    model.wake()
+    assert [parameter.requires_grad for parameter in model.parameters()] == before
+    assert [name for name, part in model.named_modules() if not part.training] == ["one.1"]
+    model.eval().let_rest(model.two)
+    model.wake()
+    assert not any(part.training for part in model.modules())
+
+
 def test_the_trained_state_is_parameters_with_a_gradient_and_buffers_that_are_not_frozen() -> None:
     model = Model()
     model.freeze(model.one)

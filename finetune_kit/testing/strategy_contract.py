@@ -86,7 +86,7 @@ class StrategyContract:
 
     def train(self, strategy: Strategy, device: torch.device | str = "cpu") -> Iterator[Tensor]:
         """Train for `num_epochs` as the loop does, yielding each loss while its gradients are there."""
-        trained = [parameter for parameter in strategy.parameters() if parameter.requires_grad]
+        trained = [parameter for parameter in strategy.parameters() if strategy.trains(parameter)]
         assert trained, "nothing trains"
         optimizer = torch.optim.Adam(trained, 1e-2)
         for epoch in range(1, self.num_epochs + 1):

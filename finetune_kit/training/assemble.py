@@ -50,7 +50,7 @@ def build_strategy(
             raise PluginError(
                 f"{config.run.strategy!r} failed in build: {reason}; ftkit --traceback shows where"
             ) from error
-    if not any(parameter.requires_grad for parameter in built.parameters()):
+    if not any(map(built.trains, built.parameters())):
         raise PluginError(f"{config.run.strategy!r} trains nothing: its build froze every parameter")
     return built
 

@@ -62,7 +62,8 @@ class Loop:
         learning_rate: Of Adam.
         weight_decay: Of Adam (L2).
         epochs: At most so many.
-        patience: Stop after so many epochs without a better value; 0 never stops early.
+        patience: Stop after so many epochs without a better value, those of the module's schedule not counted; 0 never
+            stops early.
         monitor: Key of what `evaluate` returns; larger is better unless ``lower_is_better``.
         lower_is_better: For losses.
         seed: Seeds shuffling and negatives.
@@ -98,18 +99,23 @@ class Loop:
         Raises:
             FinetuneKitError: When the loss stops being a number.
         """
-        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        trained = [parameter for parameter in self.module.parameters() if self.module.trains(parameter)]
         # One fused kernel per step where the device has it; the pretend device of the tests does not.
         fused = self.fabric.device.type in ("cpu", "cuda")
         adam = torch.optim.Adam(trained, self.learning_rate, weight_decay=self.weight_decay, fused=fused)
         module, optimizer = self.fabric.setup(self.module, adam)
+        if self.epochs <= self.module.schedule_epochs:
+            self.progress.say(
+                f"{self.stage}: epochs = {self.epochs}, but it is only after {self.module.schedule_epochs} epochs that "
+                "everything trains; give more to get beyond the schedule"
+            )
         fitted, best = Fitted(), {}
         if resume and self.checkpoint and self.checkpoint.exists():
             fitted, best = self._load(adam)
             self.progress.say(f"{self.stage}: going on after epoch {len(fitted.history)}")
         with self.progress.stage(self.stage, self.epochs * batches.num_batches()) as advance:
             for epoch in range(len(fitted.history) + 1, self.epochs + 1):
-                if self.patience and epoch - fitted.best_epoch > self.patience and fitted.history:
+                if self._is_exhausted(epoch, fitted):
                     break
                 started = time.perf_counter()
                 train_loss = self._train_epoch(module, optimizer, batches, epoch, fitted, advance)
@@ -162,6 +168,11 @@ class Loop:
                 f"lower the learning rate ({self.learning_rate:g})"
             )
         return mean
+
+    def _is_exhausted(self, epoch: int, fitted: Fitted) -> bool:
+        """Return whether patience is at its end before an epoch; it counts from the schedule's end on."""
+        waited = epoch - max(fitted.best_epoch, self.module.schedule_epochs)
+        return bool(self.patience and fitted.history) and waited > self.patience
 
     def _is_better(self, values: Mapping[str, float], best: Mapping[str, float]) -> bool:
         new, old = values[self.monitor], best[self.monitor]

@@ -9,4 +9,25 @@ from finetune_kit.hookspecs import hookimpl
 @hookimpl
 def ftkit_strategies() -> list[Component]:
     """Offer the strategies."""
-    return []
+    return [
+        Component(
+            "gradual-unfreezing",
+            "Everything is trained, the head first, then one block more each time (ACL 2018)",
+            "ftkit_schedules.gradual_unfreezing:GradualUnfreezing",
+        ),
+        Component(
+            "l2-sp",
+            "Everything is trained and pulled back to where it started (ICML 2018)",
+            "ftkit_schedules.l2_sp:L2SP",
+        ),
+        Component(
+            "lp-ft",
+            "The head is trained first, then everything from there (ICLR 2022)",
+            "ftkit_schedules.lp_ft:LpFt",
+        ),
+        Component(
+            "wise-ft",
+            "Everything is trained; weights between before and after are used (CVPR 2022)",
+            "ftkit_schedules.wise_ft:WiseFt",
+        ),
+    ]

@@ -1,4 +1,5 @@
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -6,24 +7,34 @@ import torch
 from torch import Tensor, nn
 
 from finetune_kit.errors import CheckpointError, FinetuneKitError
+from finetune_kit.progress import Progress
 from finetune_kit.trainable import Trainable
 from finetune_kit.training.device import make_fabric
 from finetune_kit.training.loop import Fitted, Loop
 
 
 class Line(Trainable):
-    """Fits a line, with dropout, buffers, and a layer that is frozen."""
+    """Fits a line, with dropout, buffers, a layer that is frozen, and one that is trained alone for some epochs."""
 
-    def __init__(self) -> None:
+    def __init__(self, probing: int = 0) -> None:
         super().__init__()
+        self.probing = probing
         self.rest = nn.Linear(3, 3)
         self.layer = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), nn.Linear(4, 1))
         self.freeze(self.rest)
         self.epochs: list[int] = []
         self.poison = False
 
+    @property
+    def schedule_epochs(self) -> int:
+        return self.probing
+
     def start_epoch(self, epoch: int) -> None:
         self.epochs.append(epoch)
+        if epoch <= self.probing:
+            self.let_rest(self.layer, but=[self.layer[3]])
+        else:
+            self.wake()
 
     def forward(self, batch: Tensor) -> Tensor:
         loss = (self.layer(self.rest(batch)).squeeze(1) - batch.sum(1)).square().mean()
@@ -41,9 +52,9 @@ class Rows:
         return 3
 
 
-def line() -> Line:
+def line(probing: int = 0) -> Line:
     torch.manual_seed(0)
-    return Line()
+    return Line(probing)
 
 
 def loop(module: Line, epochs: int = 4, patience: int = 0, **options: object) -> Loop:
@@ -108,6 +119,49 @@ def test_patience_0_trains_to_the_end() -> None:
     assert len(fitted.history) == 5
 
 
+@pytest.mark.parametrize(("probing", "length"), [(0, 4), (1, 4), (4, 6), (9, 7)])
+def test_patience_counts_from_the_end_of_a_schedule_on(probing: int, length: int) -> None:
+    fitted, _ = fit(line(probing), (0.1, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0), patience=2)
+    assert len(fitted.history) == length
+    assert fitted.best_epoch == 2  # an epoch of the schedule may be the best
+
+
+def test_what_rests_is_not_touched_by_weight_decay_either_and_is_saved_with_the_best_epoch() -> None:
+    module = line(probing=2)
+    _, seen = fit(module, (0.1, 0.2, 0.3), weight_decay=0.1)
+    names = {"layer.3.weight", "layer.3.bias"}
+    assert [
+        {name for name in later if not torch.equal(earlier[name], later[name])} for earlier, later in pairwise(seen)
+    ] == [
+        names,
+        set(seen[0]),
+    ]
+    assert seen[0].keys() == module.trained_state().keys() > names
+
+
+def test_what_rests_before_the_first_epoch_is_trained_once_it_wakes() -> None:
+    module, other = line(), line()
+    module.let_rest(module.layer)
+    fit(module, (0.1,))
+    fit(other, (0.1,))
+    assert same(module.trained_state(), other.trained_state())
+
+
+def test_fewer_epochs_than_the_schedule_has_is_said() -> None:
+    class Told(Progress):
+        def say(self, text: str) -> None:
+            lines.append(text)
+
+    lines: list[str] = []
+    for probing in (1, 2, 3):
+        fit(line(probing), (0.1, 0.2), progress=Told())
+    assert lines == [
+        f"finetune: epochs = 2, but it is only after {probing} epochs that everything trains; give more to get beyond "
+        "the schedule"
+        for probing in (2, 3)
+    ]
+
+
 def test_the_observer_is_told_each_epoch() -> None:
     records = []
     fitted, _ = fit(line(), (0.1, 0.2), observe=records.append)
@@ -147,10 +201,13 @@ class Interrupted(Exception):
     """A crash."""
 
 
+@pytest.mark.parametrize("probing", [0, 3])
 @pytest.mark.parametrize("crash_in", [2, 3, 4])
-def test_going_on_after_a_crash_gives_identical_weights_and_history(tmp_path: Path, crash_in: int) -> None:
+def test_going_on_after_a_crash_gives_identical_weights_and_history(
+    tmp_path: Path, crash_in: int, probing: int
+) -> None:
     scripted = (0.1, 0.4, 0.3, 0.2, 0.6)
-    whole = line()
+    whole = line(probing)
     expected, _ = fit(whole, scripted, checkpoint=tmp_path / "whole.safetensors")
 
     def crash(record: Mapping[str, float]) -> None:
@@ -159,8 +216,8 @@ def test_going_on_after_a_crash_gives_identical_weights_and_history(tmp_path: Pa
 
     checkpoint = tmp_path / "last" / "state.safetensors"
     with pytest.raises(Interrupted):
-        fit(line(), scripted, checkpoint=checkpoint, observe=crash)
-    module, script = line(), values(*scripted[crash_in - 1 :])
+        fit(line(probing), scripted, checkpoint=checkpoint, observe=crash)
+    module, script = line(probing), values(*scripted[crash_in - 1 :])
     resumed = loop(module, epochs=5, checkpoint=checkpoint).fit(Rows(), lambda: next(script), resume=True)
     assert without_seconds(resumed) == without_seconds(expected)
     assert (resumed.best_epoch, resumed.num_instances) == (expected.best_epoch, expected.num_instances)
