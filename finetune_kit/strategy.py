@@ -27,8 +27,8 @@ class Encoded:
         gates: ``(users, blocks)`` in [0, 1], the share of the fine-tuned branch; None for strategies without gates.
         probabilities: ``(users, blocks)``, the probability that the policy gives to the fine-tuned branch, where
             gates are drawn or thresholded from one.
-        skipped: ``(users, blocks)`` in [0, 1], the share of a block that is skipped, where a strategy skips blocks. What
-            gates and this leave of 1 is the frozen branch's.
+        skipped: ``(users, blocks)`` in [0, 1], the share of a block that is skipped; None where none can be. What gates
+            and this leave of 1 is the frozen branch's.
     """
 
     vectors: Tensor

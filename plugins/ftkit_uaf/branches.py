@@ -44,7 +44,7 @@ class TwoBranchBlock(nn.Module):
 
 
 def add_tuned_branches(strategy: Strategy, kind: type[TwoBranchBlock] = TwoBranchBlock) -> None:
-    """Replace every block of a strategy's backbone by a `TwoBranchBlock`, or a kind of it, the pre-trained half frozen."""
+    """Replace every block of a strategy's backbone by a `TwoBranchBlock` (or a kind of it), the old block frozen."""
     backbone = strategy.backbone
     backbone.blocks = nn.ModuleList(kind(block) for block in backbone.blocks)
     for block in backbone.blocks:

@@ -6,9 +6,9 @@ Blocks that a policy skips for an input, after
   https://arxiv.org/abs/1711.09485: a gate before each block looks at the block's input; a price on what is computed.
 * Wu, Nagarajan, Kumar, Rennie, Davis, Grauman, Feris, *BlockDrop: Dynamic Inference Paths in Residual Networks*, CVPR
   2018, https://arxiv.org/abs/1711.08393: one policy network decides on all blocks at once, learned by reward.
-* Chen, Yuan, Yang, Ao, Li, Yang, *A User-Adaptive Layer Selection Framework for Very Deep Sequential Recommender Models*
-  (SkipRec), AAAI 2021, https://doi.org/10.1609/aaai.v35i5.16518: blocks of a sequential recommender that are skipped
-  per user, learned by Gumbel-softmax or by reward.
+* Chen, Yuan, Yang, Ao, Li, Yang, *A User-Adaptive Layer Selection Framework for Very Deep Sequential Recommender
+  Models* (SkipRec), AAAI 2021, https://doi.org/10.1609/aaai.v35i5.16518: a policy network decides which blocks of a
+  sequential recommender are skipped for a user, learned by Gumbel-softmax or by reward.
 
 Here the choice is among three, of which those have the second and third (a network has one set of weights there). With
 z_l(u) the one-hot action of a user in block l, drawn as in `gumbel.py`, and G, Ĝ the frozen and the tuned block:
@@ -71,7 +71,7 @@ class ThreeWayBlock(TwoBranchBlock):
         Args:
             hidden: E, ``(users, length, dim)``.
             context: The batch's.
-            gate: z, ``(users, 3)``, or the share of the fine-tuned branch, ``(users,)``, the rest being the frozen one's.
+            gate: z, ``(users, 3)``, or the share of the fine-tuned branch, ``(users,)``, the rest the frozen one's.
         """
         if gate.dim() == 1:
             gate = torch.stack([gate, 1 - gate, torch.zeros_like(gate)], dim=-1)  # (users, 3)
@@ -96,7 +96,7 @@ def _add_for_some(mixed: Tensor, share: Tensor, branch: nn.Module, hidden: Tenso
 
 
 class Skip(Strategy):
-    """Route each user through, or past, each block; trains the policy, the tuned branches, the embedding, the head."""
+    """Route or skip by block; trains the policy, the fine-tuned branches, the item embedding and the head."""
 
     Options = SkipOptions
     evaluation_options = frozenset({"evaluation"})

@@ -29,8 +29,8 @@ default to what made policies decisive on the built-in data. The branches that n
 saved all the same.
 
 Differences from the authors' code, which lacks the global variant: there noise stays on at evaluation
-(``evaluation=sample``, here with a noise that is a function of seed and user); its τ is 5, as here. Ours are an annealed
-temperature (``final_temperature``), and ``usage_weight`` and its like (`collapse.py`).
+(``evaluation=sample``, here with a noise that is a function of seed and user); its τ is 5, as here. Ours are an
+annealed temperature (``final_temperature``), and ``usage_weight`` and its like (`collapse.py`).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class SpotTuneOptions(GumbelOptions):
 
 
 class SpotTune(Strategy):
-    """Route each user through frozen or tuned blocks; trains the policy, the tuned branches, the embedding, the head."""
+    """Route each user by block; trains the policy, the fine-tuned branches, the item embedding and the head."""
 
     Options = SpotTuneOptions
     evaluation_options = frozenset({"evaluation"})
