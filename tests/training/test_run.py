@@ -351,6 +351,39 @@ def test_a_run_with_gates_is_measured_beside_the_best_single_policy(dataset: Dat
     assert "control" not in whole_run(runner(dataset, "finetune-cls"), tmp_path)[0]
 
 
+def test_what_is_skipped_is_told_beside_the_gates(dataset: Dataset, tmp_path: Path) -> None:
+    config = {
+        "run": {"strategy": "skip", "backbone": "nextitnet"},
+        "data": {"max_length": 8},
+        "backbone": {"dim": 8, "num_blocks": 2},
+        "pretrain": {"epochs": 1},
+        "finetune": {"epochs": 1},
+        "strategy": {"initial_skip": 0.4, "evaluation": "sample"},
+    }
+    metrics, folder = whole_run(Runner(resolve_config(config), dataset, make_fabric("cpu"), Told()), tmp_path)
+    policy = read_table(folder / "policy.parquet")
+    skipped = np.stack([policy["skipped_0"], policy["skipped_1"]], axis=1)
+    gates = np.stack([policy["gate_0"], policy["gate_1"]], axis=1)
+    assert skipped.mean(axis=0).tolist() == pytest.approx(metrics["gates"]["skipped"], abs=1e-4)
+    assert 0 < skipped.mean() < 1
+    choices = {(*own, *other) for own, other in zip(gates.tolist(), skipped.tolist(), strict=True)}
+    assert metrics["gates"]["distinct"] == len(choices) > len({*map(tuple, gates.tolist())})
+    control = metrics["control"]
+    assert sum(control["skipped"]) == np.floor(skipped.sum(axis=1).mean() + 0.5)
+    assert not np.multiply(control["gates"], control["skipped"]).any()
+    assert "skipped" not in whole_run(runner(dataset, "uaf-random"), tmp_path)[0]["gates"]
+
+
+def test_what_is_skipped_is_told_for_a_label_too(dataset: Dataset, tmp_path: Path) -> None:
+    made = runner(dataset, "skip", run={"task": "label:kind"}, finetune={"epochs": 1})
+    metrics, folder = whole_run(made, tmp_path)
+    policy = read_table(folder / "policy.parquet")
+    assert [policy[f"skipped_{k}"].mean() for k in range(2)] == pytest.approx(metrics["gates"]["skipped"], abs=1e-4)
+    whole = made.evaluator(made.split.test).evaluate(load_run(folder, dataset).strategy, made.fabric)
+    assert whole.skipped is not None
+    assert whole.of(np.array([1, 0])).skipped.tolist() == whole.skipped[[1, 0]].tolist()
+
+
 def test_a_label_s_control_is_measured_too(dataset: Dataset, tmp_path: Path) -> None:
     metrics, folder = whole_run(runner(dataset, "uaf-random", run={"task": "label:kind"}), tmp_path)
     rows = read_table(folder / "instances.parquet")
