@@ -24,9 +24,9 @@ Differences from the paper: the input is the user's source sequence, and the pol
 trained by the same optimiser as all else; there it is a small ResNet with a learning rate of its own. v_l is taken over
 the batch's users and has the straight-through gradient of their actions. L_k and L_e only push: a policy that has not
 become decisive would still spread over more blocks. At evaluation, therefore, the fine-tuned branch is open in the k
-blocks alone whose share, a running mean over training batches, is largest; elsewhere everybody is frozen. λ_1 and λ_2
-default to what made policies decisive on the built-in data. The branches that nobody takes in the end are trained and
-saved all the same.
+blocks alone whose share, a running mean over training batches, is largest; elsewhere everybody is frozen, and the
+policy decides within the k. λ_1 and λ_2 default to 1, our choice; that makes policies decisive on the built-in data.
+The branches that nobody takes in the end are trained and saved all the same.
 
 Differences from the authors' code, which lacks the global variant: there noise stays on at evaluation
 (``evaluation=sample``, here with a noise that is a function of seed and user); its τ is 5, as here. Ours are an
