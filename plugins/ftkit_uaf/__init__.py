@@ -42,7 +42,7 @@ def ftkit_strategies() -> list[Component]:
         ),
         Component(
             "skip",
-            "Per user and block, frozen, fine-tuned or skipped, which saves compute (ECCV 2018, AAAI 2021)",
+            "Per user and block, frozen, fine-tuned or skipped, which saves compute (after SkipRec, AAAI 2021)",
             "ftkit_uaf.skip:Skip",
         ),
     ]

@@ -25,8 +25,8 @@ z_l(u) the one-hot action of a user in block l, drawn as in `gumbel.py`, and G, 
 Training computes both branches for everybody: the straight-through gradient needs what was not chosen too. Evaluation
 computes each branch for those users alone that go through it.
 
-Differences from the papers: as in BlockDrop and SkipRec, and unlike in SkipNet, all decisions of a user come at once
-and from the input. All three also learn by reward; here there is Gumbel-softmax alone. The price is linear in the share
+Differences from the papers: as in BlockDrop, and unlike in SkipNet, all decisions of a user come at once and from the
+input. All three also learn by reward; here there is Gumbel-softmax alone. The price is linear in the share
 of blocks, and its default ours. ``initial_skip`` is ours: a constant lowers the logit of skipping, so that nobody skips
 a block before training, unless a policy starts out with an output that outweighs it. ``entropy_weight`` and
 ``information_weight`` (`collapse.py`) see the choice between fine-tuned and not.

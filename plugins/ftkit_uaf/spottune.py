@@ -29,8 +29,10 @@ policy decides within the k. λ_1 and λ_2 default to 1, our choice; that makes 
 The branches that nobody takes in the end are trained and saved all the same.
 
 Differences from the authors' code, which lacks the global variant: there noise stays on at evaluation
-(``evaluation=sample``, here with a noise that is a function of seed and user); its τ is 5, as here. Ours are an
-annealed temperature (``final_temperature``), and ``usage_weight`` and its like (`collapse.py`).
+(``evaluation=sample``, here with a noise that is a function of seed and user), and the BatchNorms of the frozen blocks
+train, where here nothing of these does. As there, τ is 5, and what stands before the blocks trains too (there a
+convolution, here the item embedding). Ours are an annealed temperature (``final_temperature``), and ``usage_weight``
+and its like (`collapse.py`).
 """
 
 from __future__ import annotations
