@@ -112,7 +112,8 @@ class Backbone(nn.Module):
 
         Args:
             sequence: Item ids ``(users, length)``, left-padded with 0.
-            gates: ``(users, blocks)`` in [0, 1], handed to blocks that take one; None where none does.
+            gates: ``(users, blocks)`` in [0, 1], handed to blocks that take one; None where none does. Blocks that
+                choose among more take several numbers each: ``(users, blocks, n)``.
             last_only: Compute just the positions that the last one depends on; only the last is then right,
                 and the result may have fewer positions.
         """

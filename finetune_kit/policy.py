@@ -22,7 +22,8 @@ class Policy(nn.Module):
 
     Args:
         backbone: The pre-trained backbone; copy from it what the policy starts from, share nothing with it.
-        num_outputs: Numbers wanted per block: 2 for a choice between fine-tuned and frozen, 1 for a gate.
+        num_outputs: Numbers wanted per block: 2 for a choice between fine-tuned and frozen, 3 for one between these and
+            skipped, 1 for a gate.
     """
 
     Options: ClassVar[type[Options]] = Options
@@ -39,7 +40,7 @@ class Policy(nn.Module):
     def forward(self, sequence: Tensor) -> Tensor:
         """Return unnormalised decisions, ``(users, blocks, outputs)``, of item ids ``(users, length)``.
 
-        With two outputs, index 0 stands for *fine-tuned*, index 1 for *frozen*.
+        Of several outputs, index 0 stands for *fine-tuned*, index 1 for *frozen*, index 2 for *skipped*.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement forward(sequence)")
 

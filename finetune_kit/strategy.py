@@ -27,11 +27,14 @@ class Encoded:
         gates: ``(users, blocks)`` in [0, 1], the share of the fine-tuned branch; None for strategies without gates.
         probabilities: ``(users, blocks)``, the probability that the policy gives to the fine-tuned branch, where
             gates are drawn or thresholded from one.
+        skipped: ``(users, blocks)`` in [0, 1], the share of a block that is skipped; None where none can be. What gates
+            and this leave of 1 is the frozen branch's.
     """
 
     vectors: Tensor
     gates: Tensor | None = None
     probabilities: Tensor | None = None
+    skipped: Tensor | None = None
 
 
 class Strategy(Trainable):
@@ -97,7 +100,8 @@ class Strategy(Trainable):
         """Return the user vectors of a batch under given gates ``(users, blocks)``, whatever a policy would say.
 
         For strategies with gates: it measures what a policy is worth. Override it where gates are not simply handed to
-        the backbone's blocks, or vectors are changed after them.
+        the backbone's blocks, or vectors are changed after them. A strategy that skips blocks is given the shares of
+        all three instead, ``(users, blocks, 3)``: fine-tuned, frozen, skipped.
         """
         return Encoded(self.backbone.user_vectors(batch.sequence, gates, pooling=self.pooling), gates)
 

@@ -95,6 +95,12 @@ class GatesOutsideTheRange(Gated):
         return Encoded(encoded.vectors, encoded.gates * 3)
 
 
+class SkipsMoreThanGatesLeave(Gated):
+    def encode(self, batch: Batch) -> Encoded:
+        encoded = super().encode(batch)
+        return Encoded(encoded.vectors, encoded.gates, skipped=0 * encoded.gates + 0.6)
+
+
 class WrongMixture(Gated):
     def build(self) -> None:
         super().build()
@@ -232,6 +238,7 @@ def test_strategies_that_keep_every_promise_pass(
         (TrainsWhatItDoesNotUse, "everything_that_trains_gets_a_gradient", TinyBackbone),
         (StartsElsewhere, "a_new_strategy_computes_what_the_pretrained_backbone_computes", TinyBackbone),
         (GatesOutsideTheRange, "gates_are_shares_one_per_user_and_block", TinyBackbone),
+        (SkipsMoreThanGatesLeave, "gates_are_shares_one_per_user_and_block", TinyBackbone),
         (GateTheWrongWayRound, "gate_0_everywhere_is_the_pretrained_backbone", TinyBackbone),
         (WrongMixture, "gate_0_everywhere_is_the_pretrained_backbone", GlobalBackbone),
         (PeeksAtLaterItems, "a_causal_backbone_stays_causal", TinyBackbone),

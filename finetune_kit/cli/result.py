@@ -151,9 +151,14 @@ def _against_references(metrics: dict[str, Any]) -> Iterator[tuple[str, str, flo
 
 def gates_text(gates: dict[str, Any]) -> str:
     """Return what the policy does, in lines."""
-    text = f"mean gate per block (1 fine-tuned, 0 frozen): {_numbers(gates['mean'])}"
+    shut = "frozen or skipped" if "skipped" in gates else "frozen"
+    text = f"mean gate per block (1 fine-tuned, 0 {shut}): {_numbers(gates['mean'])}"
     if "probability" in gates:
         text += f"\nthe policy's mean probability of fine-tuning: {_numbers(gates['probability'])}"
+    if "skipped" in gates:
+        num_blocks, num_skipped = len(gates["skipped"]), sum(gates["skipped"])
+        text += f"\nshare of users who skip a block: {_numbers(gates['skipped'])}"
+        text += f"\nblocks computed per user: {num_blocks - num_skipped:.2f} of {num_blocks}"
     return f"{text}\ndifferent choices among {gates['users']:,} users: {gates['distinct']:,}"
 
 

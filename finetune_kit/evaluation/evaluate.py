@@ -50,6 +50,7 @@ class Evaluation:
         user: ``(users,)``, the users in order of appearance.
         gates: ``(users, blocks)`` the share of the fine-tuned branch, or None.
         probabilities: ``(users, blocks)`` the policy's probability of it, or None.
+        skipped: ``(users, blocks)`` the share of a block that is skipped, or None.
     """
 
     instance: np.ndarray
@@ -57,6 +58,7 @@ class Evaluation:
     user: np.ndarray
     gates: np.ndarray | None = None
     probabilities: np.ndarray | None = None
+    skipped: np.ndarray | None = None
 
     def metrics(self, cutoffs: tuple[int, ...]) -> dict[str, dict[str, float]]:
         """Return ``{protocol: {"hr@5": …}}``."""
@@ -106,8 +108,7 @@ class Evaluator:
     def evaluate(self, strategy: Encoder, fabric: Fabric, protocols: tuple[str, ...] | None = None) -> Evaluation:
         """Return ranks, and gates where the strategy has them; leaves the strategy in evaluation mode."""
         strategy.eval()
-        gates: list[Tensor] = []
-        probabilities: list[Tensor] = []
+        choices = Choices()
 
         def parts() -> Iterator[tuple[np.ndarray, Any, Tensor]]:
             batches = evaluation_batches(self.dataset, self.instances, self.options.batch_size, self.max_length)
@@ -116,14 +117,11 @@ class Evaluator:
                 with fabric.autocast():
                     encoded = strategy.encode(moved)
                     scores = strategy.task.scores(encoded.vectors).float()
-                if encoded.gates is not None:
-                    gates.append(encoded.gates.float().cpu())
-                if encoded.probabilities is not None:
-                    probabilities.append(encoded.probabilities.float().cpu())
+                choices.add(encoded)
                 yield instances, batch, scores
 
         instance, user, ranks = self._rank(parts(), self.options.protocols if protocols is None else protocols)
-        return Evaluation(instance, ranks, user, joined(gates), joined(probabilities))
+        return Evaluation(instance, ranks, user, **choices.joined())
 
     def evaluate_scorer(self, scorer: Scorer) -> Evaluation:
         """Return the ranks that a simple ranking gives."""
@@ -162,6 +160,18 @@ class Evaluator:
         return torch.from_numpy(row), torch.from_numpy(self._known_item[place])
 
 
-def joined(parts: list[Tensor]) -> np.ndarray | None:
-    """Return tensors of several batches as one array, or None where there are none."""
-    return torch.cat(parts).numpy() if parts else None
+class Choices:
+    """Gathers, batch by batch, what was chosen for each user: gates, and what else a strategy tells of its policy."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[Tensor]] = {"gates": [], "probabilities": [], "skipped": []}
+
+    def add(self, encoded: Encoded) -> None:
+        """Note a batch's choices, ``(users, blocks)`` each, as far as there are any."""
+        for name, parts in self._parts.items():
+            if (values := getattr(encoded, name)) is not None:
+                parts.append(values.float().cpu())
+
+    def joined(self) -> dict[str, np.ndarray | None]:
+        """Return them by name, over all batches; None where there were none."""
+        return {name: torch.cat(parts).numpy() if parts else None for name, parts in self._parts.items()}

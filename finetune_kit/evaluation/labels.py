@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from finetune_kit.data.loading import evaluation_batches
-from finetune_kit.evaluation.evaluate import Encoder, joined
+from finetune_kit.evaluation.evaluate import Choices, Encoder
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -27,6 +27,7 @@ class LabelEvaluation:
         predicted: ``(users,)``, index of the class with the highest score; the first of several.
         gates: ``(users, blocks)`` the share of the fine-tuned branch, or None.
         probabilities: ``(users, blocks)`` the policy's probability of it, or None.
+        skipped: ``(users, blocks)`` the share of a block that is skipped, or None.
     """
 
     user: np.ndarray
@@ -34,6 +35,7 @@ class LabelEvaluation:
     predicted: np.ndarray
     gates: np.ndarray | None = None
     probabilities: np.ndarray | None = None
+    skipped: np.ndarray | None = None
 
     def metrics(self) -> dict[str, float]:
         """Return ``{"accuracy": …, "f1_macro": …}``."""
@@ -41,9 +43,9 @@ class LabelEvaluation:
 
     def of(self, users: np.ndarray) -> LabelEvaluation:
         """Return the part of given users, by their places here."""
-        gates = None if self.gates is None else self.gates[users]
-        probabilities = None if self.probabilities is None else self.probabilities[users]
-        return LabelEvaluation(self.user[users], self.actual[users], self.predicted[users], gates, probabilities)
+        told = (self.gates, self.probabilities, self.skipped)
+        choices = [None if values is None else values[users] for values in told]
+        return LabelEvaluation(self.user[users], self.actual[users], self.predicted[users], *choices)
 
     def columns(self) -> dict[str, np.ndarray]:
         """Return what ``instances.parquet`` holds."""
@@ -74,7 +76,7 @@ class LabelEvaluator:
     def evaluate(self, strategy: Encoder, fabric: Fabric) -> LabelEvaluation:
         """Return predictions, and gates where the strategy has them; leaves the strategy in evaluation mode."""
         strategy.eval()
-        users, actual, predicted, gates, probabilities = [], [], [], [], []
+        users, actual, predicted, choices = [], [], [], Choices()
         for _, batch in evaluation_batches(self.dataset, self.instances, self.num_users, self.max_length):
             with fabric.autocast():
                 encoded = strategy.encode(batch.to(fabric.device))
@@ -82,10 +84,9 @@ class LabelEvaluator:
             users.append(batch.user)
             actual.append(batch.positive - 1)
             predicted.append(scores.argmax(dim=1).cpu())
-            gates += [] if encoded.gates is None else [encoded.gates.float().cpu()]
-            probabilities += [] if encoded.probabilities is None else [encoded.probabilities.float().cpu()]
+            choices.add(encoded)
         user, true, guessed = (torch.cat(part).numpy() for part in (users, actual, predicted))
-        return LabelEvaluation(user, true, guessed, joined(gates), joined(probabilities))
+        return LabelEvaluation(user, true, guessed, **choices.joined())
 
 
 def label_metrics(actual: np.ndarray, predicted: np.ndarray) -> dict[str, float]:

@@ -33,11 +33,11 @@ class PolicyContract:
     """Whether more padding changes nothing."""
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Try every promise on every backbone, for one output per block and for two."""
+        """Try every promise on every backbone, for one output per block, for two and for three."""
         if "backbone_class" in metafunc.fixturenames:
             metafunc.parametrize("backbone_class", self.backbones, ids=lambda backbone: backbone.__name__)
         if "num_outputs" in metafunc.fixturenames:
-            metafunc.parametrize("num_outputs", [1, 2])
+            metafunc.parametrize("num_outputs", [1, 2, 3])
 
     def make(self, backbone: Backbone, num_outputs: int = 2) -> Policy:
         """Return the policy with random weights, the same at each call, in evaluation mode."""

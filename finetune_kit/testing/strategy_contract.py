@@ -192,13 +192,16 @@ class StrategyContract:
     # Gates
 
     def test_gates_are_shares_one_per_user_and_block(self, backbone_class: type[Backbone]) -> None:
-        """Gates and probabilities are ``(users, blocks)`` in [0, 1]."""
+        """Gates, probabilities and skips are ``(users, blocks)`` in [0, 1]; no more is skipped than gates leave."""
         strategy, batch = self.trained(backbone_class), self.make_batch()
         encoded = strategy.encode(batch)
-        for values in (encoded.gates, encoded.probabilities):
+        for values in (encoded.gates, encoded.probabilities, encoded.skipped):
             if values is not None:
                 assert values.shape == (len(batch.user), len(strategy.backbone.blocks))
                 assert ((values >= 0) & (values <= 1)).all()
+        if encoded.skipped is not None:
+            assert encoded.gates is not None, "a strategy that skips blocks has gates too"
+            assert (encoded.gates + encoded.skipped <= 1).all()
 
     def test_gate_0_everywhere_is_the_pretrained_backbone(self, backbone_class: type[Backbone]) -> None:
         """With every gate shut, blocks compute what they did before training."""

@@ -64,23 +64,25 @@ def measure(experiment: Experiment, strategy: Strategy) -> Measured:
         metrics["gates"] = gate_summary(policy)
         tables["policy"] = _policy_table(policy)
         started = time.perf_counter()
-        metrics["control"], columns = _measure_control(experiment, strategy, policy.gates)
+        metrics["control"], columns = _measure_control(experiment, strategy, policy)
         control_seconds = time.perf_counter() - started
         instances.update({f"control_{name}": column for name, column in columns.items()})
     return Measured(metrics, tables, control_seconds)
 
 
 def _measure_control(
-    experiment: Experiment, strategy: Strategy, gates: np.ndarray
+    experiment: Experiment, strategy: Strategy, policy: Evaluation | LabelEvaluation
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return gates and test metrics of the best single choice, or why there are none, and its per-instance columns."""
+    assert policy.gates is not None
     try:
-        single = best_single_choice(experiment, strategy, gates)
+        single = best_single_choice(experiment, strategy, policy.gates, policy.skipped)
         values, columns = _measure_single(experiment, single)
     except Exception as error:  # a third party's strategy may do anything; the control must not cost the run
         experiment.progress.say(f"warning: no single choice of blocks was measured beside the policy: {error}")
         return {"reason": str(error)}, {}
-    return {"gates": list(single.gates), "test": values}, columns
+    skipped = {} if single.skipped is None else {"skipped": list(single.skipped)}
+    return {"gates": list(single.gates), **skipped, "test": values}, columns
 
 
 def _measure_single(experiment: Experiment, single: SingleChoice) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -144,18 +146,23 @@ def gate_summary(evaluation: Evaluation | LabelEvaluation) -> dict[str, Any]:
     ``deviation`` is the gates' standard deviation over users, per block. ``distinct`` counts the different gate
     vectors among users (rounded to 0.01) and ``commonest`` is the share of users with the most frequent one. A policy
     ``is_collapsed`` when at least `COLLAPSED_SHARE` of the users have it, or no block's deviation reaches
-    `COLLAPSED_DEVIATION`: it then decides nothing per user.
+    `COLLAPSED_DEVIATION`: it then decides nothing per user. Where blocks are skipped, ``skipped`` is the mean share per
+    block, and whether a user skips a block counts as a part of their choice.
     """
     assert evaluation.gates is not None
     summary: dict[str, Any] = {"mean": [round(float(mean), 4) for mean in evaluation.gates.mean(axis=0)]}
     if evaluation.probabilities is not None:
         summary["probability"] = [round(float(mean), 4) for mean in evaluation.probabilities.mean(axis=0)]
-    deviation = evaluation.gates.std(axis=0)
-    _, counts = np.unique(evaluation.gates.round(2), axis=0, return_counts=True)
+    choice = evaluation.gates
+    if evaluation.skipped is not None:
+        summary["skipped"] = [round(float(mean), 4) for mean in evaluation.skipped.mean(axis=0)]
+        choice = np.concatenate([choice, evaluation.skipped], axis=1)
+    deviation = choice.std(axis=0)
+    _, counts = np.unique(choice.round(2), axis=0, return_counts=True)
     commonest = float(counts.max() / counts.sum())
     return {
         **summary,
-        "deviation": [round(float(value), 4) for value in deviation],
+        "deviation": [round(float(value), 4) for value in deviation[: evaluation.gates.shape[1]]],
         "distinct": len(counts),
         "commonest": commonest,
         "is_collapsed": bool(commonest >= COLLAPSED_SHARE or deviation.max() < COLLAPSED_DEVIATION),
@@ -170,7 +177,8 @@ def _first_instances(user: np.ndarray) -> np.ndarray:
 
 def _policy_table(evaluation: Evaluation | LabelEvaluation) -> dict[str, np.ndarray]:
     columns = {"user": evaluation.user}
-    for name, values in (("gate", evaluation.gates), ("probability", evaluation.probabilities)):
+    told = {"gate": evaluation.gates, "probability": evaluation.probabilities, "skipped": evaluation.skipped}
+    for name, values in told.items():
         if values is not None:
             columns |= {f"{name}_{k}": np.ascontiguousarray(values[:, k]) for k in range(values.shape[1])}
     return columns

@@ -1,4 +1,4 @@
-"""User-specific adaptive fine-tuning (UAF): strategies that decide per user, and the policies that decide."""
+"""Strategies that decide per user which branch of a block to take (UAF and its kin), and the policies that decide."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from finetune_kit.hookspecs import hookimpl
 
 @hookimpl
 def ftkit_strategies() -> list[Component]:
-    """Offer the UAF strategies; ``authors`` is what the authors' own code does otherwise than their paper."""
+    """Offer the strategies; ``authors`` is what the authors' own code does otherwise than their paper."""
     return [
         Component(
             "uaf-hard",
@@ -33,6 +33,17 @@ def ftkit_strategies() -> list[Component]:
             "Per user and block, frozen or fine-tuned by a fixed coin: the control (TKDE 2021)",
             "ftkit_uaf.random:UafRandom",
             variants={"authors": {}},
+        ),
+        Component(
+            "spottune",
+            "Per user and block, frozen or fine-tuned, in at most k blocks if wanted (CVPR 2019)",
+            "ftkit_uaf.spottune:SpotTune",
+            variants={"authors": {"evaluation": "sample"}},
+        ),
+        Component(
+            "skip",
+            "Per user and block, frozen, fine-tuned or skipped, which saves compute (after SkipRec, AAAI 2021)",
+            "ftkit_uaf.skip:Skip",
         ),
     ]
 

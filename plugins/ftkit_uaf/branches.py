@@ -43,10 +43,10 @@ class TwoBranchBlock(nn.Module):
         return gate * self.tuned(hidden, context) + (1 - gate) * self.frozen(hidden, context)
 
 
-def add_tuned_branches(strategy: Strategy) -> None:
-    """Replace every block of a strategy's backbone by a `TwoBranchBlock`, the pre-trained half frozen."""
+def add_tuned_branches(strategy: Strategy, kind: type[TwoBranchBlock] = TwoBranchBlock) -> None:
+    """Replace every block of a strategy's backbone by a `TwoBranchBlock` (or a kind of it), the old block frozen."""
     backbone = strategy.backbone
-    backbone.blocks = nn.ModuleList(TwoBranchBlock(block) for block in backbone.blocks)
+    backbone.blocks = nn.ModuleList(kind(block) for block in backbone.blocks)
     for block in backbone.blocks:
         assert isinstance(block, TwoBranchBlock)
         strategy.freeze(block.frozen)

@@ -6,12 +6,12 @@ With π the policy's probabilities of (fine-tuned, frozen) and g ~ Gumbel(0, 1):
     z   = one_hot(argmax_i [g_i + log π_i])                                 (Eq. 9, forward)
     α_i = exp((log π_i + g_i)/τ) / Σ_j exp((log π_j + g_j)/τ)               (Eq. 10, backward)
 
-and I_l = z_0 of block l enters Eq. 6 (`branches.py`).
+(`gumbel.py`), and I_l = z_0 of block l enters Eq. 6 (`branches.py`).
 
 | symbol | attribute or variable | shape |
 | --- | --- | --- |
 | log π | ``log_probabilities`` | (users, blocks, 2) |
-| g | ``gumbel`` | (users, blocks, 2) |
+| g | ``gumbel`` in `gumbel_softmax` | (users, blocks, 2) |
 | τ | ``temperature`` | scalar |
 | I_l | ``gates`` | (users, blocks) |
 
@@ -26,32 +26,24 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from finetune_kit.data.batch import Batch
 from finetune_kit.policy import make_policy
-from finetune_kit.seeding import uniform_per_user
 from finetune_kit.strategy import Encoded, Strategy
 from ftkit_uaf.branches import add_tuned_branches
-from ftkit_uaf.collapse import LearnedPolicyOptions, collapse_loss
+from ftkit_uaf.collapse import collapse_loss
+from ftkit_uaf.gumbel import GumbelOptions, choose_actions, temperature_of
 
 
-class UafHardOptions(LearnedPolicyOptions):
+class UafHardOptions(GumbelOptions):
     """Options of UAF-Hard."""
 
     temperature: float = Field(10.0, gt=0)
     """τ of Eq. 10: the larger, the more even the gradient between the two actions."""
-    final_temperature: float | None = Field(None, gt=0)
-    """τ after annealing_epochs, approached by the same factor each epoch; none keeps temperature (the paper)."""
-    annealing_epochs: int = Field(20, ge=1)
-    """Epochs from temperature to final_temperature, where that is set."""
     logits: Literal["log-softmax", "sigmoid"] = "log-softmax"
     """What stands for log π: log-softmax of the policy's output (the paper) or its sigmoid (the authors' code)."""
-    evaluation: Literal["greedy", "sample", "expected"] = "greedy"
-    """At evaluation: the likelier action, an action drawn once per user, or the probability itself as a soft gate."""
 
 
 class UafHard(Strategy):
@@ -70,17 +62,13 @@ class UafHard(Strategy):
     def start_epoch(self, epoch: int) -> None:
         """Anneal the temperature, a function of the epoch alone."""
         super().start_epoch(epoch)
-        first, last = self.options.temperature, self.options.final_temperature
-        progress = min((epoch - 1) / self.options.annealing_epochs, 1.0)
-        self.temperature = first if last is None else first * (last / first) ** progress
+        self.temperature = temperature_of(self.options, epoch)
 
     def encode(self, batch: Batch) -> Encoded:
         """Return user vectors ``(users, dim)`` with each user's gates applied (Eq. 6)."""
         log_probabilities = self.log_probabilities(batch.sequence)  # (users, blocks, 2)
         probabilities = log_probabilities.softmax(dim=-1)[..., 0]  # (users, blocks)
-        gates = (
-            self._train_gates(log_probabilities) if self.training else self._evaluation_gates(batch, log_probabilities)
-        )
+        gates = choose_actions(self, batch, log_probabilities, self.temperature)[..., 0]  # Eq. 9, 10; (users, blocks)
         vectors = self.backbone.user_vectors(batch.sequence, gates, pooling=self.pooling)
         return Encoded(vectors, gates, probabilities)
 
@@ -94,32 +82,3 @@ class UafHard(Strategy):
         """Return log π, ``(users, blocks, 2)``, of item ids ``(users, length)``."""
         output = self.policy(sequence)
         return output.log_softmax(dim=-1) if self.options.logits == "log-softmax" else output.sigmoid()
-
-    def _train_gates(self, log_probabilities: Tensor) -> Tensor:
-        uniform = torch.rand(log_probabilities.shape, generator=self.noise).to(log_probabilities.device)
-        return gumbel_softmax(log_probabilities, uniform, self.temperature)[..., 0]
-
-    def _evaluation_gates(self, batch: Batch, log_probabilities: Tensor) -> Tensor:
-        if self.options.evaluation == "expected":
-            return log_probabilities.softmax(dim=-1)[..., 0]
-        if self.options.evaluation == "sample":
-            draws = uniform_per_user(batch.user, log_probabilities[0].numel(), self.seed)
-            return gumbel_softmax(log_probabilities, draws.view_as(log_probabilities), self.temperature)[..., 0]
-        return (log_probabilities[..., 0] > log_probabilities[..., 1]).to(log_probabilities.dtype)
-
-
-def gumbel_softmax(log_probabilities: Tensor, uniform: Tensor, temperature: float) -> Tensor:
-    """Return one-hot actions with the gradient of their relaxation (straight-through).
-
-    Args:
-        log_probabilities: log π, ``(…, actions)``.
-        uniform: Draws from [0, 1), the same shape.
-        temperature: τ > 0.
-    """
-    tiny = torch.finfo(uniform.dtype).tiny
-    exponential = -uniform.clamp(min=tiny).log()
-    gumbel = -exponential.clamp(min=tiny).log()  # g = −log(−log u)
-    noisy = log_probabilities + gumbel
-    relaxed = (noisy / temperature).softmax(dim=-1)  # Eq. 10
-    chosen = F.one_hot(noisy.argmax(dim=-1), noisy.shape[-1]).to(noisy.dtype)  # Eq. 9
-    return chosen + (relaxed - relaxed.detach())

@@ -12,7 +12,7 @@ from finetune_kit.task import ItemTask
 from finetune_kit.testing import TinyBackbone, random_batch, randomise
 from ftkit_uaf.collapse import LearnedPolicyOptions, collapse_loss, entropy, information, usage
 
-LEARNED = ["uaf-hard", "uaf-soft", "uaf-rl"]
+LEARNED = ["uaf-hard", "uaf-soft", "uaf-rl", "spottune", "skip"]
 
 
 def build(name: str, **options: object) -> Strategy:

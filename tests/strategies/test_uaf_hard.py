@@ -17,7 +17,8 @@ from finetune_kit.task import ItemTask
 from finetune_kit.testing import StrategyContract, TinyBackbone, batches, random_batch, randomise
 from ftkit_backbones.nextitnet import NextItNet, NextItNetOptions
 from ftkit_uaf.branches import TwoBranchBlock
-from ftkit_uaf.hard import UafHard, UafHardOptions, gumbel_softmax
+from ftkit_uaf.gumbel import gumbel_softmax
+from ftkit_uaf.hard import UafHard, UafHardOptions
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

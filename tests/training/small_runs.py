@@ -23,12 +23,12 @@ class Told(Progress):
 
 def runner(
     dataset: Dataset,
-    strategy: str = "finetune-last1",
+    name: str = "finetune-last1",
     fabric: Fabric | None = None,
     **sections: dict[str, Any],
 ) -> Runner:
     config = {
-        "run": {"strategy": strategy, "backbone": "nextitnet"},
+        "run": {"strategy": name, "backbone": "nextitnet"},
         "data": {"max_length": 8},
         "backbone": {"dim": 8, "num_blocks": 2},
         "pretrain": {"epochs": 1},

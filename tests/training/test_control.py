@@ -40,7 +40,7 @@ def strategy(num_blocks: int = 3) -> Strategy:
 def test_equal_usage_is_the_mean_number_of_fine_tuned_blocks_rounded(
     gates: list[list[float]], counts: set[int]
 ) -> None:
-    choices = list(choices_at_equal_usage(np.array(gates)))
+    choices = [choice for choice, _ in choices_at_equal_usage(np.array(gates))]
     expected = [choice for choice in itertools.product((0, 1), repeat=3) if sum(choice) in counts]
     assert sorted(choices) == sorted(expected)
 
@@ -51,6 +51,32 @@ def test_a_single_policy_gives_every_user_the_same_gates() -> None:
     gates = torch.tensor([[1.0, 0, 1]]).expand(6, -1)
     assert torch.equal(encoded.gates, gates)
     assert torch.equal(encoded.vectors, made.backbone.user_vectors(batch.sequence, gates))
+
+
+@pytest.mark.parametrize(
+    ("gates", "skipped", "numbers"),
+    [
+        ([[1, 0, 0], [0, 1, 0]], [[0, 0, 1], [0, 0, 0]], (1, 1)),  # 0.5 skipped, rounded
+        ([[0, 0, 0], [0, 0, 0]], [[1, 1, 0], [1, 1, 1]], (0, 3)),
+        ([[0, 0, 1], [0, 0, 1]], [[0, 0, 0], [0, 0, 0]], (1, 0)),
+        ([[1, 1, 0], [0, 1, 0]], [[0, 0, 1], [1, 0, 1]], (2, 1)),  # 1.5 and 1.5: both rounded up would be 4 of 3
+    ],
+)
+def test_equal_usage_is_also_that_of_skipped_blocks(
+    gates: list[list[int]], skipped: list[list[int]], numbers: tuple[int, int]
+) -> None:
+    found = list(choices_at_equal_usage(np.array(gates), np.array(skipped)))
+    assert len(found) == len(set(found))
+    every = itertools.product(itertools.product((0, 1), repeat=3), repeat=2)
+    disjoint = [(tuned, out) for tuned, out in every if not np.multiply(tuned, out).any()]
+    assert sorted(found) == [(tuned, out) for tuned, out in disjoint if (sum(tuned), sum(out)) == numbers]
+
+
+def test_a_single_choice_that_skips_hands_over_all_three_shares() -> None:
+    asked = []
+    told = SimpleNamespace(encode_with=lambda batch, shares: asked.append(shares))
+    SingleChoice(told, (1, 0, 0), (0, 0, 1)).encode(random_batch(2))
+    assert asked[0].tolist() == [[[1, 0, 0], [0, 1, 0], [0, 0, 1]]] * 2
 
 
 def test_validation_chooses_the_single_policy() -> None:
@@ -74,3 +100,7 @@ def test_the_papers_eight_blocks_are_tried_at_any_usage_and_twelve_are_refused_w
         assert len(list(choices_at_equal_usage(gates))) <= MAX_CHOICES
     with pytest.raises(FinetuneKitError, match="924 single choices use as many blocks, more than 256"):
         best_single_choice(SimpleNamespace(), strategy(), np.tile([1, 0], (2, 6)))
+    with pytest.raises(FinetuneKitError, match="560 single choices use as many blocks, more than 256"):
+        gates, skipped = np.zeros((2, 8)), np.zeros((2, 8))  # 8! / (3! 2! 3!)
+        gates[:, :3], skipped[:, 3:5] = 1, 1
+        best_single_choice(SimpleNamespace(), strategy(), gates, skipped)

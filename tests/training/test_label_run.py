@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_runs import runner, whole_run
 
@@ -53,3 +54,30 @@ def test_a_control_that_fails_does_not_cost_the_run(
     metrics, _ = whole_run(made, tmp_path)
     assert metrics["control"] == {"reason": "takes no gates"}
     assert any("no single choice of blocks was measured" in line for line in made.progress.lines)
+
+
+def test_what_is_skipped_is_told_beside_the_gates(dataset: Dataset, tmp_path: Path) -> None:
+    options = {"initial_skip": 0.4, "evaluation": "sample"}
+    made = runner(dataset, "skip", finetune={"epochs": 1, "learning_rate": 0.001}, strategy=options)
+    metrics, folder = whole_run(made, tmp_path)
+    policy = read_table(folder / "policy.parquet")
+    skipped = np.stack([policy["skipped_0"], policy["skipped_1"]], axis=1)
+    gates = np.stack([policy["gate_0"], policy["gate_1"]], axis=1)
+    assert skipped.mean(axis=0).tolist() == pytest.approx(metrics["gates"]["skipped"], abs=1e-4)
+    assert 0 < skipped.mean() < 1
+    choices = {(*own, *other) for own, other in zip(gates.tolist(), skipped.tolist(), strict=True)}
+    assert metrics["gates"]["distinct"] == len(choices) > len({*map(tuple, gates.tolist())})
+    control = metrics["control"]
+    assert sum(control["skipped"]) == np.floor(skipped.sum(axis=1).mean() + 0.5)
+    assert not np.multiply(control["gates"], control["skipped"]).any()
+    assert "skipped" not in whole_run(runner(dataset, "uaf-random"), tmp_path)[0]["gates"]
+
+
+def test_what_is_skipped_is_told_for_a_label_too(dataset: Dataset, tmp_path: Path) -> None:
+    made = runner(dataset, "skip", run={"task": "label:kind"}, finetune={"epochs": 1})
+    metrics, folder = whole_run(made, tmp_path)
+    policy = read_table(folder / "policy.parquet")
+    assert [policy[f"skipped_{k}"].mean() for k in range(2)] == pytest.approx(metrics["gates"]["skipped"], abs=1e-4)
+    whole = made.evaluator(made.split.test).evaluate(load_run(folder, dataset).strategy, made.fabric)
+    assert whole.skipped is not None
+    assert whole.of(np.array([1, 0])).skipped.tolist() == whole.skipped[[1, 0]].tolist()
