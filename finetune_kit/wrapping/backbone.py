@@ -25,7 +25,7 @@ from finetune_kit.wrapping.calls import Path, WrappedContext, rolled, rows_per_u
 from finetune_kit.wrapping.check import Output, check, failing_in_one_sentence
 from finetune_kit.wrapping.parts import Finish, block_names, find_embedding, finishing, turn_off_fast_paths
 from finetune_kit.wrapping.slots import LastBlockReached, Recorder, Recording, Slot, WrappedBlock
-from finetune_kit.wrapping.trial import leave_out_what_takes_no_part, shaken, try_out
+from finetune_kit.wrapping.trial import evaluating, leave_out_what_takes_no_part, shaken, try_out
 
 Inputs = Callable[[Tensor], "Tensor | Mapping[str, Any]"]
 """From item ids ``(users, length)`` to the model's argument, or to its arguments by name."""
@@ -87,7 +87,7 @@ class WrappedBackbone(Backbone):
         self.finishing = finishing(self.module, finish)
         self._embedding, self._inputs, self._padding = embedding, inputs, padding
         turn_off_fast_paths(self.module)
-        with shaken(self.module):
+        with shaken(self.module), evaluating(self.module):
             names = block_names(self.module, blocks)
             trial = try_out(self, names)
             self._take_out_blocks(names, trial.num_outputs, sites)
@@ -95,6 +95,7 @@ class WrappedBackbone(Backbone):
                 self._rows_per_user = self._count_rows_per_user(trial.sequence)
                 check(self, trial, output, ignores_padding=ignores_padding)
             leave_out_what_takes_no_part(self, trial.sequence)
+        self.train(module.training)
 
     def _take_out_blocks(self, names: Sequence[str], num_outputs: Sequence[int], sites: Sequence[str]) -> None:
         """Make the model's blocks the backbone's, and leave slots in their places."""
@@ -153,7 +154,10 @@ class WrappedBackbone(Backbone):
         """Return the last hidden states, padding on the left again, both ``(users, length, dim)``."""
         assert isinstance(context, WrappedContext)
         hidden = self.finishing(self.module, hidden)
-        return hidden if context.shift is None else rolled(hidden, -context.shift)
+        if context.shift is None:
+            return hidden
+        # Padding on the right sees the items; moved to the left, it would stand before what it has seen.
+        return rolled(context.masked(hidden), -context.shift)
 
     @torch.no_grad()
     def _count_rows_per_user(self, sequence: Tensor) -> Sequence[Mapping[Path, int]]:
