@@ -25,6 +25,7 @@ class Encoder(nn.Module):
         self.encoder = nn.TransformerEncoder(layer, num_layers=2, norm=nn.LayerNorm(dim))
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Return hidden states ``(users, length, dim)`` of item ids ``(users, length)``, padding on the right."""
         length = ids.shape[1]
         hidden = self.items(ids) + self.positions(torch.arange(length, device=ids.device))
         later = torch.ones(length, length, dtype=torch.bool, device=ids.device).triu(1)

@@ -22,6 +22,7 @@ from torch import nn
 
 import finetune_kit
 from finetune_kit.backbone import Backbone
+from finetune_kit.errors import CheckpointError
 from finetune_kit.files import write_tensors
 from finetune_kit.testing import BackboneContract, random_sequence, random_windows, randomise
 from finetune_kit.wrapping import WrappedBackbone, wrap
@@ -176,6 +177,52 @@ def test_an_output_layer_tied_to_the_embedding_is_saved_once(tmp_path) -> None:
     other = randomise(wrapped(Tied(), output=lambda model, hidden, ids: model.head(hidden)), seed=1)
     other.load_state_dict(load_file(tmp_path / "model.safetensors"))
     assert torch.equal(other(sequence), backbone(sequence))
+
+
+@pytest.mark.parametrize("style", [Foreign, TwoStacks, Bidirectional])
+def test_weights_of_the_model_are_loaded_by_its_own_names(style: type[nn.Module]) -> None:
+    module, backbone, sequence = model(style), wrapped(style()), random_sequence(4, 9, NUM_ITEMS)
+    assert not torch.allclose(backbone(sequence), module(sequence))
+    backbone.load_original(module.state_dict())  # the pooler's are passed over
+    assert torch.equal(backbone(sequence), module(sequence))
+
+
+def test_weights_of_another_model_are_refused() -> None:
+    backbone, state = wrapped(model(Foreign)), model(Foreign).state_dict()
+    norm = state.pop("norm.weight")
+    with pytest.raises(
+        CheckpointError, match=r"another model's: 1 names .* 'module\.norm\.weight', which the model alone"
+    ):
+        backbone.load_original(state)
+    with pytest.raises(CheckpointError, match=r"'module\.nrom', which they alone have"):
+        backbone.load_original({**state, "norm.weight": norm, "nrom": norm})
+    with pytest.raises(
+        CheckpointError, match=r"'module\.norm\.weight' is \(7,\) in the weights given and \(8,\) in the"
+    ):
+        backbone.load_original({**state, "norm.weight": norm[:-1]})
+
+
+def test_a_new_item_embedding_takes_the_place_of_the_models() -> None:
+    backbone, sequence = wrapped(model(Foreign)), random_sequence(4, 9, NUM_ITEMS)
+    before, num_weights = backbone(sequence), len(backbone.state_dict())
+    backbone.item_embedding = randomise(nn.Embedding(NUM_ITEMS + 1, DIM), seed=1)
+    assert not torch.allclose(backbone(sequence), before)
+    assert len(backbone.state_dict()) == num_weights
+
+
+def test_a_recurrent_layer_is_a_block_too() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.items, self.gru = nn.Embedding(NUM_ITEMS + 1, DIM), nn.GRU(DIM, DIM, batch_first=True)
+
+        def forward(self, ids):
+            return self.gru(self.items(ids))[0]
+
+    module, sequence = randomise(Recurrent()).eval(), random_sequence(4, 9, NUM_ITEMS)
+    backbone = wrap(module, embedding="items", blocks="gru", padding="right", max_length=MAX_LENGTH)
+    for user, found in zip(sequence, backbone(sequence), strict=True):
+        torch.testing.assert_close(found[user != 0], module(user[user != 0].unsqueeze(0))[0], atol=1e-6, rtol=1e-5)
 
 
 def test_rows_behind_the_items_are_no_items() -> None:
