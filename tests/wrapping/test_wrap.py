@@ -102,10 +102,11 @@ def test_padding_may_be_wanted_on_the_right(style: type[nn.Module]) -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("padding", ["left", "right"])
-def test_the_context_of_some_users_is_theirs(style: type[nn.Module], padding: str) -> None:
+@pytest.mark.parametrize(("padding", "num_users"), [("left", 8), ("right", 8), ("left", 4)])
+def test_the_context_of_some_users_is_theirs(style: type[nn.Module], padding: str, num_users: int) -> None:
     backbone = wrapped(model(style), padding=padding)
-    sequence, users = random_sequence(8, 8, NUM_ITEMS), torch.tensor([6, 1, 4])  # as many users as positions
+    # As many users as positions, and half as many: a table for all has as many rows as one for each, or two for each.
+    sequence, users = random_sequence(num_users, 8, NUM_ITEMS), torch.tensor([3, 1, 2])
     hidden, context = backbone.start(sequence)
     some, theirs = hidden[users], context.rows(users)
     for block in backbone.blocks:
