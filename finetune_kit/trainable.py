@@ -24,19 +24,23 @@ class Trainable(nn.Module):
     def start_epoch(self, epoch: int) -> None:
         """Prepare an epoch, counted from 1."""
 
-    def freeze(self, module: nn.Module, but: Iterable[nn.Module] = ()) -> None:
+    def freeze(self, module: nn.Module, but: Iterable[nn.Module | nn.Parameter] = ()) -> None:
         """Freeze a module for good: no gradients, and evaluation mode even in training (so buffers stay too).
 
         Args:
             module: What to freeze, with everything inside it.
-            but: Modules inside it that go on training.
+            but: What goes on training inside it: modules, or single parameters, whose modules are in evaluation mode
+                all the same (dropout off, no statistics taken).
         """
-        spared = {id(part) for kept in but for part in kept.modules()}
+        spared = {
+            id(part) for kept in but for part in ([kept] if isinstance(kept, nn.Parameter) else kept.modules())
+        }
         for part in module.modules():
             if id(part) not in spared:
                 self._frozen.append(part)
                 for parameter in part.parameters(recurse=False):
-                    parameter.requires_grad_(False)
+                    if id(parameter) not in spared:
+                        parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation; what is frozen stays in evaluation mode."""
