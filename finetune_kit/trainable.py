@@ -32,9 +32,7 @@ class Trainable(nn.Module):
             but: What goes on training inside it: modules, or single parameters, whose modules are in evaluation mode
                 all the same (dropout off, no statistics taken).
         """
-        spared = {
-            id(part) for kept in but for part in ([kept] if isinstance(kept, nn.Parameter) else kept.modules())
-        }
+        spared = {id(part) for kept in but for part in ([kept] if isinstance(kept, nn.Parameter) else kept.modules())}
         for part in module.modules():
             if id(part) not in spared:
                 self._frozen.append(part)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from finetune_kit.component import Component
 from finetune_kit.hookspecs import hookimpl
 
-
 PEFT_METHODS = {
     "hra": "Householder reflections of the weights",
     "ia3": "factors of the layers' outputs",
     "loha": "Hadamard products of low rank",
     "lokr": "Kronecker products of low rank",
     "lora": "changes of low rank",
-    "miss": "shared shards of the weights' changes",
     "oft": "rotations of the weights",
 }
 """Methods of PEFT that were tried, and what they train."""
@@ -34,7 +32,12 @@ def ftkit_strategies() -> list[Component]:
             "ftkit_adapters.lora:Lora",
         ),
         *(
-            Component(f"peft:{method}", f"{method} of Hugging Face PEFT: {what}", "ftkit_adapters.peft:Peft", {"method": method})
+            Component(
+                f"peft:{method}",
+                f"{method} of Hugging Face PEFT: {what}",
+                "ftkit_adapters.peft:Peft",
+                {"method": method},
+            )
             for method, what in PEFT_METHODS.items()
         ),
     ]

@@ -32,9 +32,7 @@ class BitFit(Strategy):
             PluginError: When its blocks have none.
         """
         biases = {
-            name: parameter
-            for name, parameter in self.backbone.named_parameters()
-            if "bias" in name.rpartition(".")[2]
+            name: parameter for name, parameter in self.backbone.named_parameters() if "bias" in name.rpartition(".")[2]
         }
         if not any(name.startswith("blocks.") for name in biases):
             raise PluginError(

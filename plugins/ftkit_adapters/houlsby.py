@@ -39,7 +39,7 @@ class HoulsbyOptions(Options):
     """Options of Houlsby's adapters."""
 
     bottleneck: int = Field(8, ge=1)
-    """Width of the adapter's inner layer; the paper tries 2 to 256 in BERT, whose hidden states are 768 or 1024 wide."""
+    """Width of the adapter's inner layer; the paper tries 2 to 256 in BERT, 768 or 1024 wide."""
 
 
 class Houlsby(Strategy):

@@ -6,9 +6,9 @@ https://github.com/huggingface/peft. Which equation holds is the method's matter
 
 PEFT knows layers by their class and replaces them by its own, so it fits some blocks and not others, and does not
 always notice. Therefore a step of training is tried out when it is put in (`probe.py`): if it has no effect, acts
-otherwise in evaluation, can't be merged into the weights or breaks causality, it is refused. (PEFT's LoRA, e.g., reads
-the hidden states of NextItNet's convolutions as ``(users, dim, length)`` and leaves out their dilation.) The strategy
-``lora`` of this package acts on weights instead of layers and so fits all blocks.
+otherwise in evaluation, can't be merged into the weights or breaks causality, it is refused. (PEFT 0.21's LoRA, e.g.,
+leaves out the dilation of a Conv1d, and finds no way with NextItNet's own convolutions.) The strategy ``lora`` of this
+package acts on weights instead of layers and so fits all blocks.
 
 Differences from PEFT's own use: by default every linear and convolutional layer of the blocks is adapted. All that was
 there before rests in evaluation mode, dropout off; PEFT's own dropout is on in training. Methods that share parameters
@@ -76,7 +76,7 @@ class Peft(Strategy):
             _peft().inject_adapter_in_model(config, self.backbone.blocks)
             fault = find_fault(self.backbone, _merged)
         except Exception as error:  # PEFT may raise anything
-            fault = f"it fails with {type(error).__name__}: {' '.join(str(error).split())}"
+            fault = f"it fails with {type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}"
         if fault is not None:
             raise PluginError(
                 f"PEFT's {method} does not work on the blocks of {name}: {fault}; choose other layers with "
@@ -98,7 +98,8 @@ def _peft() -> Any:
         import peft
     except ImportError as error:
         raise PluginError(
-            f"the strategies peft:… need Hugging Face's PEFT ({error}); install it with: pip install 'finetune-kit[peft]'"
+            f"the strategies peft:… need Hugging Face's PEFT, which is not here ({error}); install it with: "
+            "pip install 'finetune-kit[peft]'"
         ) from error
     return peft
 
@@ -140,7 +141,7 @@ def _config(method: str, fields: dict[str, Any], layers: list[str]) -> PeftConfi
     config_class = _config_class(method)
     hints = get_type_hints(config_class)
     known = [field.name for field in dataclasses.fields(config_class) if field.name not in OWN_FIELDS]
-    values = dict(DEFAULTS.get(method, {}))
+    values = {**DEFAULTS.get(method, {}), "target_modules": "|".join(map(re.escape, layers))}
     for name, value in fields.items():
         if name not in known:
             raise OptionError(
@@ -152,7 +153,7 @@ def _config(method: str, fields: dict[str, Any], layers: list[str]) -> PeftConfi
         except ValidationError as error:
             raise OptionError(f"strategy.config.{name} = {value!r}: {error.errors()[0]['msg']}") from None
     try:
-        return config_class(target_modules="|".join(map(re.escape, layers)), **values)
+        return config_class(**values)
     except (TypeError, ValueError) as error:
         raise OptionError(f"strategy.config does not fit PEFT's {method}: {error}") from error
 

@@ -29,15 +29,17 @@ def find_fault(backbone: Backbone, merged: Callable[[Backbone], Backbone]) -> st
     backbone, random = copy.deepcopy(backbone).eval(), generator(0, "probe")
     size = (NUM_USERS, min(backbone.max_length, MAX_LENGTH))
     sequence = torch.randint(1, backbone.num_items + 1, size, generator=random)
-    resting = {name: tensor.detach().clone() for name, tensor in _frozen(backbone.blocks)}
+    resting = {name: tensor.detach().clone() for name, tensor in _frozen(backbone)}
     with seeded(0, "probe"):
         before = backbone(sequence)
+        if not before.requires_grad:
+            return "nothing of it takes part in the computation"
         if idle := _take_a_step(backbone, before, torch.randn(before.shape, generator=random)):
             return f"{idle} takes no part in the computation"
         in_training = backbone(sequence).detach()
         with torch.no_grad():
             fault = _fault_of_outputs(backbone, merged, sequence, before.detach(), in_training)
-    changed = [name for name, tensor in _frozen(backbone.blocks) if not torch.equal(tensor, resting[name])]
+    changed = [name for name, tensor in _frozen(backbone) if not torch.equal(tensor, resting[name])]
     return f"it changes {changed[0]}, which is frozen" if fault is None and changed else fault
 
 
