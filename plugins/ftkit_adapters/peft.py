@@ -158,7 +158,7 @@ def _config(method: str, fields: dict[str, Any], layers: list[str]) -> PeftConfi
         raise OptionError(f"strategy.config does not fit PEFT's {method}: {error}") from error
 
 
-def _config_class(method: str) -> type[PeftConfig]:
+def _config_class(method: str) -> type[Any]:
     """Return the configuration class of one of PEFT's methods.
 
     Raises:
