@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from finetune_kit.strategy import Encoded, Strategy
     from finetune_kit.task import ItemTask, LabelTask, Task
     from finetune_kit.tracker import Tracker
+    from finetune_kit.wrapping.backbone import WrappedBackbone, wrap
 
 _HOME = {
     "Backbone": "finetune_kit.backbone",
@@ -40,7 +41,9 @@ _HOME = {
     "Strategy": "finetune_kit.strategy",
     "Task": "finetune_kit.task",
     "Tracker": "finetune_kit.tracker",
+    "WrappedBackbone": "finetune_kit.wrapping.backbone",
     "hookimpl": "finetune_kit.hookspecs",
+    "wrap": "finetune_kit.wrapping.backbone",
 }
 
 __all__ = [
@@ -59,7 +62,9 @@ __all__ = [
     "Strategy",
     "Task",
     "Tracker",
+    "WrappedBackbone",
     "hookimpl",
+    "wrap",
 ]
 
 

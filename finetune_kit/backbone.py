@@ -103,6 +103,10 @@ class Backbone(nn.Module):
         """Return the first hidden states, and what the blocks need to know, of item ids ``(users, length)``."""
         return self.embed(sequence), self.prepare(sequence)
 
+    def item_mask(self, sequence: Tensor) -> Tensor | None:
+        """Return 1.0 at items and 0.0 at padding, ``(users, length, 1)``; None counts padding as items."""
+        return self.prepare(sequence).mask
+
     def finish(self, hidden: Tensor, context: Context) -> Tensor:
         """Return the last hidden states from those after the last block, both ``(users, length, dim)``."""
         return hidden
@@ -135,7 +139,7 @@ class Backbone(nn.Module):
         if pooling == "last":
             return self.forward(sequence, gates, last_only=self.is_causal)[:, -1]
         hidden = self.forward(sequence, gates)
-        mask = self.prepare(sequence).mask
+        mask = self.item_mask(sequence)
         if mask is None:
             return hidden.mean(dim=1)
         return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)

@@ -11,9 +11,8 @@ Whether that describes the model is tried out at once, on random items (`finetun
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Literal, cast
 
 import torch
@@ -22,21 +21,12 @@ from torch import Tensor, nn
 from finetune_kit.backbone import Backbone, Context
 from finetune_kit.errors import PluginError
 from finetune_kit.options import Options
-from finetune_kit.wrapping import check
-from finetune_kit.wrapping.slots import (
-    LastBlockReached,
-    Recording,
-    Slot,
-    WrappedBlock,
-    WrappedContext,
-    rolled,
-    rows_per_user,
-)
+from finetune_kit.wrapping.calls import Path, WrappedContext, rolled, rows_per_user
+from finetune_kit.wrapping.check import Output, check, failing_in_one_sentence
+from finetune_kit.wrapping.parts import Finish, block_names, find_embedding, finishing, turn_off_fast_paths
+from finetune_kit.wrapping.slots import LastBlockReached, Recorder, Recording, Slot, WrappedBlock
+from finetune_kit.wrapping.trial import leave_out_what_takes_no_part, shaken, try_out
 
-Finish = Callable[[nn.Module, Tensor], Tensor]
-"""From the model and the hidden states after its last block to the last hidden states."""
-Output = Callable[[nn.Module, Tensor], Any]
-"""From the model and the last hidden states to what the model returns."""
 Inputs = Callable[[Tensor], "Tensor | Mapping[str, Any]"]
 """From item ids ``(users, length)`` to the model's argument, or to its arguments by name."""
 
@@ -47,21 +37,22 @@ class WrappedBackbone(Backbone):
     Args:
         module: The model; it is copied, so it stays as it is. Maps item ids to hidden states ``(users, length, dim)``;
             what it makes of these (scores, a loss) does not matter, and layers used for that alone are left out.
-        embedding: Dotted name of its item embedding, an ``nn.Embedding`` of ``num_items + 1`` rows of width ``dim``,
-            row 0 for padding.
+        embedding: Dotted name of its item embedding, an ``nn.Embedding`` of width ``dim`` whose row 0 is padding and
+            whose rows 1 to ``num_items`` are the items.
         blocks: Dotted name of its residual blocks (a ModuleList or Sequential), or of several, or of single blocks,
             in the order in which they are called.
         max_length: The longest sequence it takes.
         finish: Dotted name, or names, of what is called after the blocks (a last LayerNorm), or a function from the
             copied model and hidden states to the last hidden states.
-        output: What the model makes of the last hidden states, a function of the model and them; only for the check
-            that the backbone computes what the model does. Absent, the model must return the hidden states: alone,
-            first in a tuple, or as ``last_hidden_state``.
         inputs: What the model is called with, from item ids ``(users, length)``; absent, the item ids alone.
-        padding: Which side the model wants its padding on; ids come with it on the left.
+        output: What the model makes of the last hidden states, a function of the model, them and the item ids; only
+            for the check that the backbone computes what the model does. Absent, the model must return the hidden
+            states: alone, first in a tuple, or as ``last_hidden_state``.
+        padding: Which side the model wants its padding on; everyone else hands it ids padded on the left.
         is_causal: Whether no position sees a later one.
-        sites: Names of submodules of every block at which a patch can be put, each ``(users, length, dim)`` → same.
         ignores_padding: Whether more padding changes nothing; False accepts a model in which it does.
+        num_items: Items of the source domain, where the embedding has further rows behind theirs.
+        sites: Names of submodules of every block at which a patch can be put, each ``(users, length, dim)`` → same.
         options: A filled ``Options`` model; None takes the defaults.
 
     Raises:
@@ -77,59 +68,61 @@ class WrappedBackbone(Backbone):
         blocks: str | Sequence[str],
         max_length: int,
         finish: str | Sequence[str] | Finish = (),
-        output: Output | None = None,
         inputs: Inputs | None = None,
+        output: Output | None = None,
         padding: Literal["left", "right"] = "left",
         is_causal: bool = True,
         ignores_padding: bool = True,
+        num_items: int | None = None,
         sites: Sequence[str] = (),
         options: Options | None = None,
     ) -> None:
-        table = find(module, embedding, "embedding")
-        if not isinstance(table, nn.Embedding):
-            raise PluginError(f"embedding={embedding!r} is a {type(table).__name__}; name the items' nn.Embedding")
-        super().__init__(table.num_embeddings - 1, max_length, options)
+        table, num_items = find_embedding(module, embedding, num_items)
+        super().__init__(num_items, max_length, options)
         self.dim = table.embedding_dim
-        self.module = copy.deepcopy(module)
         self.is_causal = is_causal
         if not is_causal:
             self.mask_vector = nn.Parameter(torch.zeros_like(table.weight[0]).normal_(std=0.02))
+        self.module = copy.deepcopy(module)
+        self.finishing = finishing(self.module, finish)
         self._embedding, self._inputs, self._padding = embedding, inputs, padding
-        self._finish = _steps(self.module, finish)
-        _turn_off_fast_paths(self.module)
-        self._paths = list(_paths_of_blocks(self.module, [blocks] if isinstance(blocks, str) else blocks))
-        trial = check.try_out(self, self._paths)
+        turn_off_fast_paths(self.module)
+        with shaken(self.module):
+            names = block_names(self.module, blocks)
+            trial = try_out(self, names)
+            self._take_out_blocks(names, trial.num_outputs, sites)
+            with failing_in_one_sentence():
+                self._rows_per_user = self._count_rows_per_user(trial.sequence)
+                check(self, trial, output, ignores_padding=ignores_padding)
+            leave_out_what_takes_no_part(self, trial.sequence)
+
+    def _take_out_blocks(self, names: Sequence[str], num_outputs: Sequence[int], sites: Sequence[str]) -> None:
+        """Make the model's blocks the backbone's, and leave slots in their places."""
+        self._recorder, self._num_blocks = Recorder(), len(names)
+        self._rows_per_user: Sequence[Mapping[Path, int]] = ()
         self.blocks = nn.ModuleList()
-        for k, path in enumerate(self._paths):
-            block = WrappedBlock(k, find(self.module, path, "blocks"), trial.num_outputs[k], sites)
-            self.blocks.append(block)
-            self.module.set_submodule(path, Slot(k, block))
-        self._rows_per_user: tuple[tuple[int, ...], ...] = ()
-        self._rows_per_user = self._count_rows_per_user(trial.sequence)
-        check.check(self, trial, module, output, ignores_padding=ignores_padding)
-        check.leave_out_what_takes_no_part(self, trial.sequence)
+        for k, name in enumerate(names):
+            self.blocks.append(WrappedBlock(k, self.module.get_submodule(name), sites))
+            self.module.set_submodule(name, Slot(k, num_outputs[k], self._recorder))
 
     @property
     def item_embedding(self) -> nn.Embedding:  # pyrefly: ignore[bad-override]  # the model's own, not a second one
-        """The model's item embedding, ``(num_items + 1, dim)``."""
+        """The model's item embedding, ``(num_items + 1, dim)`` or with more rows."""
         return cast("nn.Embedding", self.module.get_submodule(self._embedding))
 
     def start(self, sequence: Tensor) -> tuple[Tensor, WrappedContext]:
-        """Return the first hidden states of item ids ``(users, length)``, and what the blocks are handed."""
-        mask = (sequence != 0).unsqueeze(-1).to(self.item_embedding.weight.dtype)
+        """Return the first hidden states of item ids ``(users, length)``, and what the blocks are handed.
+
+        Raises:
+            PluginError: When the model does not call its blocks as it did when it was wrapped.
+        """
         sequence, shift = self.arranged(sequence)
-        recording = Recording(len(self._paths))
-        with self._recording(recording), self._hiding(sequence):
-            try:
-                self.call_module(sequence.masked_fill(sequence == self.num_items + 1, 1))
-            except LastBlockReached:
-                pass
-            else:
-                raise PluginError(
-                    f"the model called {len(recording.calls)} of its {len(self._paths)} blocks; name only blocks that "
-                    "it calls"
-                )
-        assert recording.hidden is not None
+        recording = Recording(self.blocks, self._num_blocks, (*sequence.shape, self.dim))
+        with self._recorder.on(recording), self._hiding(sequence), suppress(LastBlockReached):
+            self.call_module(sequence.masked_fill(sequence == self.num_items + 1, 1))
+        if recording.hidden is None or len(recording.calls) != self._num_blocks:
+            raise PluginError(f"the model called {len(recording.calls)} of its {self._num_blocks} blocks")
+        mask = (sequence != 0).unsqueeze(-1).to(self.item_embedding.weight.dtype)
         return recording.hidden, WrappedContext(mask, tuple(recording.calls), shift, self._rows_per_user)
 
     def arranged(self, sequence: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -138,11 +131,6 @@ class WrappedBackbone(Backbone):
             return sequence, None
         shift = (sequence == 0).sum(dim=1)
         return rolled(sequence, shift), shift
-
-    def arranged_as(self, hidden: Tensor, sequence: Tensor) -> Tensor:
-        """Return hidden states ``(users, length, dim)`` with padding where the model wants it."""
-        shift = self.arranged(sequence)[1]
-        return hidden if shift is None else rolled(hidden, shift)
 
     def call_module(self, sequence: Tensor) -> Any:
         """Return what the model returns for item ids ``(users, length)``, padded on the side that it wants."""
@@ -157,32 +145,24 @@ class WrappedBackbone(Backbone):
         """Return the hidden states that the first block is given, ``(users, length, dim)``."""
         return self.start(sequence)[0]
 
+    def item_mask(self, sequence: Tensor) -> Tensor:
+        """Return 1.0 at items of left-padded ids ``(users, length)`` and 0.0 at padding, ``(users, length, 1)``."""
+        return (sequence != 0).unsqueeze(-1).to(self.item_embedding.weight.dtype)  # the model need not run for this
+
     def finish(self, hidden: Tensor, context: Context) -> Tensor:
         """Return the last hidden states, padding on the left again, both ``(users, length, dim)``."""
-        hidden = self._finish(self.module, hidden)
         assert isinstance(context, WrappedContext)
+        hidden = self.finishing(self.module, hidden)
         return hidden if context.shift is None else rolled(hidden, -context.shift)
 
     @torch.no_grad()
-    def _count_rows_per_user(self, sequence: Tensor) -> tuple[tuple[int, ...], ...]:
+    def _count_rows_per_user(self, sequence: Tensor) -> Sequence[Mapping[Path, int]]:
         """Return which of the blocks' other arguments are per user, seen from batches of two sizes."""
         twice = torch.cat([sequence, sequence])
-        calls, others = self.prepare(sequence).calls, self.prepare(twice).calls
-        return rows_per_user(calls, len(sequence), others, len(twice))
+        calls = zip(self.prepare(sequence).calls, self.prepare(twice).calls, strict=True)
+        return [rows_per_user(one, len(sequence), other, len(twice)) for one, other in calls]
 
-    @contextmanager
-    def _recording(self, recording: Recording) -> Iterator[None]:
-        """Let every slot note its call, for as long as this lasts."""
-        slots = [cast("Slot", self.module.get_submodule(path)) for path in self._paths]
-        try:
-            for slot in slots:
-                slot.recording = recording
-            yield
-        finally:
-            for slot in slots:
-                slot.recording = None
-
-    def _hiding(self, sequence: Tensor) -> Any:
+    def _hiding(self, sequence: Tensor) -> AbstractContextManager[Any]:
         """Put the mask vector in the place of hidden items' embeddings, for as long as this lasts."""
         if self.mask_vector is None:
             return nullcontext()
@@ -194,72 +174,12 @@ class WrappedBackbone(Backbone):
         return self.item_embedding.register_forward_hook(hide)
 
 
-def wrap(module: nn.Module, *, embedding: str, blocks: str | Sequence[str], max_length: int, **how: Any) -> Backbone:
+def wrap(
+    module: nn.Module, *, embedding: str, blocks: str | Sequence[str], max_length: int, **how: Any
+) -> WrappedBackbone:
     """Return a model that someone else wrote as a backbone; all arguments are those of `WrappedBackbone`.
 
     Raises:
         PluginError: When what was told does not describe the model; says what differs, in one sentence.
     """
     return WrappedBackbone(module, embedding=embedding, blocks=blocks, max_length=max_length, **how)
-
-
-def find(module: nn.Module, name: str, what: str) -> nn.Module:
-    """Return the submodule of a dotted name.
-
-    Raises:
-        PluginError: When there is none; says how far the name leads and what is there.
-    """
-    here, walked = module, "the model"
-    for part in name.split("."):
-        parts = dict(here.named_children())
-        if part not in parts:
-            there = ", ".join(map(repr, parts)) or "no parts"
-            raise PluginError(f"{what}={name!r}: {walked} has no {part!r}; it has {there}")
-        here, walked = parts[part], f"{walked}.{part}" if walked != "the model" else repr(part)
-    return here
-
-
-def _steps(module: nn.Module, finish: str | Sequence[str] | Finish) -> Finish:
-    """Return what comes after the blocks as one function of the model and hidden states."""
-    if callable(finish):
-        return finish
-    names = [finish] if isinstance(finish, str) else list(finish)
-    for name in names:
-        find(module, name, "finish")
-    return Steps(names)
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Calls submodules one after the other, by their dotted names."""
-
-    names: list[str]
-
-    def __call__(self, module: nn.Module, hidden: Tensor) -> Tensor:
-        """Return what the last one returns for ``hidden`` ``(users, length, dim)``."""
-        for name in self.names:
-            hidden = module.get_submodule(name)(hidden)
-        return hidden
-
-
-def _paths_of_blocks(module: nn.Module, names: Sequence[str]) -> Iterator[str]:
-    """Yield the dotted name of every single block."""
-    for name in names:
-        found = find(module, name, "blocks")
-        if isinstance(found, nn.ModuleList | nn.Sequential):
-            yield from (f"{name}.{child}" for child, _ in found.named_children())
-        else:
-            yield name
-
-
-def _turn_off_fast_paths(module: nn.Module) -> None:
-    """Let ``nn.TransformerEncoder`` compute in evaluation what it computes in training.
-
-    Its fused kernels read the weights of the layers that stood there at first, and so ignore whatever a strategy puts
-    in their places; and they drop padding, which changes shapes.
-    """
-    for part in module.modules():
-        if isinstance(part, nn.TransformerEncoder):
-            part.enable_nested_tensor = part.use_nested_tensor = False
-        if isinstance(part, nn.TransformerEncoderLayer):
-            part.activation_relu_or_gelu = 0  # the fast path needs one of the two that it has fused

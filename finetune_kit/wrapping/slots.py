@@ -1,108 +1,41 @@
-"""What stands in the places of a wrapped model's blocks, and what it notes there."""
+"""What stands in the places of a wrapped model's blocks, and what it notes there.
+
+A slot keeps nothing of its block: strategies copy, patch and replace the blocks of a backbone, and must not leave
+a stale copy behind.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from finetune_kit.backbone import Context
 from finetune_kit.errors import PluginError
+from finetune_kit.wrapping.calls import Call, WrappedContext
 
 
-@dataclass(frozen=True)
-class Call:
-    """What a block was called with; at ``place`` of ``args`` stood the hidden states."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    place: int | str
-
-    def on(self, block: nn.Module, hidden: Tensor) -> Any:
-        """Return what a block makes of hidden states, all else being as it was."""
-        if isinstance(self.place, str):
-            return block(*self.args, **{**self.kwargs, self.place: hidden})
-        return block(*self.args[: self.place], hidden, *self.args[self.place + 1 :], **self.kwargs)
-
-    def tensors(self) -> list[Tensor]:
-        """Return the tensors among all arguments."""
-        found: list[Tensor] = []
-        _map_tensors((self.args, self.kwargs), lambda tensor: found.append(tensor) or tensor)
-        return found
-
-    def rows(self, users: Tensor, rows_per_user: Sequence[int]) -> Call:
-        """Return the call for some of the batch's users, by their rows ``(some,)``."""
-        remaining = iter(rows_per_user)
-
-        def of_users(tensor: Tensor) -> Tensor:
-            if not (num_rows := next(remaining)):
-                return tensor
-            return tensor.unflatten(0, (-1, num_rows))[users].flatten(0, 1)
-
-        args, kwargs = _map_tensors((self.args, self.kwargs), of_users)
-        return replace(self, args=args, kwargs=kwargs)
-
-
-def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Return tuples, lists and dictionaries with a function applied to the tensors in them, first to last."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if type(value) in (tuple, list):
-        return type(value)(_map_tensors(part, function) for part in value)
-    if isinstance(value, dict):
-        return {name: _map_tensors(part, function) for name, part in value.items()}
-    return value
-
-
-@dataclass(frozen=True)
-class WrappedContext(Context):
-    """What the blocks of a wrapped model are handed beside the hidden states.
+class WrappedBlock(nn.Module):
+    """A block of a wrapped model; calls it with what the model would have handed it.
 
     Args:
-        calls: One per block.
-        shift: ``(users,)``, how far each sequence was moved to the left for a model that wants padding on the right.
-        rows_per_user: Per block and tensor among its arguments, how many of its first dimension's rows are one user's
-            (an attention mask may have one per head); 0 for a tensor that all users share.
+        k: Its index.
+        block: The model's own; returns hidden states, alone or first in a tuple.
+        sites: Names of submodules of ``block`` at which a patch can be put.
     """
 
-    calls: tuple[Call, ...] = ()
-    shift: Tensor | None = None
-    rows_per_user: tuple[tuple[int, ...], ...] = ()
+    def __init__(self, k: int, block: nn.Module, sites: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.k = k
+        self.block = block
+        self.sites = tuple(f"block.{site}" for site in sites)
 
-    def trailing(self, length: int) -> WrappedContext:
-        """Return itself: a wrapped block may look at any position, so it is always given all."""
-        return self
-
-    def rows(self, users: Tensor) -> WrappedContext:
-        """Return the context of some of the batch's users, by their rows ``(some,)`` int64."""
-        return replace(
-            self,
-            mask=None if self.mask is None else self.mask[users],
-            calls=tuple(
-                call.rows(users, per_user) for call, per_user in zip(self.calls, self.rows_per_user, strict=True)
-            ),
-            shift=None if self.shift is None else self.shift[users],
-        )
-
-
-def rows_per_user(
-    calls: Sequence[Call], num_users: int, others: Sequence[Call], other_num_users: int
-) -> tuple[tuple[int, ...], ...]:
-    """Return `WrappedContext.rows_per_user`, from the calls of two batches of different size."""
-    return tuple(
-        tuple(
-            one.shape[0] // num_users
-            if one.dim()
-            and one.shape[0] != other.shape[0]
-            and one.shape[0] * other_num_users == other.shape[0] * num_users
-            else 0
-            for one, other in zip(call.tensors(), same_call.tensors(), strict=True)
-        )
-        for call, same_call in zip(calls, others, strict=True)
-    )
+    def forward(self, hidden: Tensor, context: WrappedContext) -> Tensor:
+        """Return the shape of ``hidden`` ``(users, length, dim)``."""
+        output = context.calls[self.k].on(self.block, hidden)
+        return output[0] if isinstance(output, tuple) else output
 
 
 class LastBlockReached(Exception):
@@ -111,11 +44,68 @@ class LastBlockReached(Exception):
 
 @dataclass
 class Recording:
-    """Where slots note their calls; hidden states are those that the first block was given."""
+    """One run of the model up to its last block.
 
+    Args:
+        blocks: The backbone's blocks, whatever a strategy has made of them.
+        num_blocks: Blocks of the model.
+        shape: Of hidden states, ``(users, length, dim)``.
+        calls: How the blocks were called so far.
+        hidden: What the first block was given.
+    """
+
+    blocks: nn.ModuleList
     num_blocks: int
+    shape: tuple[int, ...]
     calls: list[Call] = field(default_factory=list)
     hidden: Tensor | None = None
+
+    def note(self, k: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """Note how block ``k`` is called; return the hidden states that it was given.
+
+        Raises:
+            LastBlockReached: When it is the last, so that there is nothing left to note.
+            PluginError: When it is not the block's turn.
+        """
+        place, hidden = self._find_hidden(k, args, kwargs)
+        if k != len(self.calls):
+            raise PluginError(
+                f"block {k} was called after {len(self.calls)} others; a wrapped model must call its blocks once each, "
+                "in the order of blocks=, in training too (no layer drop)"
+            )
+        self.hidden = hidden if k == 0 else self.hidden
+        self.calls.append(Call(args, kwargs, place))
+        if len(self.calls) == self.num_blocks:
+            raise LastBlockReached
+        return hidden
+
+    def _find_hidden(self, k: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int | str, Tensor]:
+        """Return where the hidden states stand among arguments, and them: the first of their shape."""
+        tensors = {place: value for place, value in (*enumerate(args), *kwargs.items()) if isinstance(value, Tensor)}
+        for place, value in tensors.items():
+            if tuple(value.shape) == self.shape and value.is_floating_point():
+                return place, value
+        given = ", ".join(f"{place}: {tuple(value.shape)}" for place, value in tensors.items()) or "no tensors"
+        raise PluginError(
+            f"block {k} is given {given}, none of them hidden states (users, length, dim) = {self.shape}; users must "
+            "be the first dimension (batch_first=True?), and the embedding as wide as the blocks"
+        )
+
+
+class Recorder:
+    """What all slots of a backbone share: the recording that is going on, if one is."""
+
+    def __init__(self) -> None:
+        self.recording: Recording | None = None
+
+    @contextmanager
+    def on(self, recording: Recording) -> Iterator[None]:
+        """Let the slots note into a recording, for as long as this lasts."""
+        self.recording = recording
+        try:
+            yield
+        finally:
+            self.recording = None
 
 
 class Slot(nn.Module):
@@ -123,84 +113,30 @@ class Slot(nn.Module):
 
     Args:
         k: Index of the block.
-        block: What stood there; asked for attributes that the model reads off its blocks, never registered.
+        num_outputs: Length of the tuple that the block returns, hidden states first; 0 if it returns them alone.
+        recorder: Where it notes.
     """
 
-    def __init__(self, k: int, block: WrappedBlock) -> None:
+    def __init__(self, k: int, num_outputs: int, recorder: Recorder) -> None:
         super().__init__()
         self.k = k
-        self.recording: Recording | None = None
-        self._block = (block,)  # in a tuple, so that its parameters are not the slot's too
+        self.num_outputs = num_outputs
+        self._recorder = recorder
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the block: nn.TransformerEncoder, e.g., looks into its first layer."""
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(self.__dict__["_block"][0].block, name)
+            recorder: Recorder | None = self.__dict__.get("_recorder")
+            if recorder is None or recorder.recording is None:
+                raise
+            inside = recorder.recording.blocks[self.k].modules()
+            block = next((part.block for part in inside if isinstance(part, WrappedBlock)), None)
+            return getattr(block, name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the hidden states as they came, in the form in which the block returns them."""
-        assert self.recording is not None, "a slot is only called by WrappedBackbone.start"
-        place = _place_of_hidden(args, kwargs)
-        hidden = kwargs[place] if isinstance(place, str) else args[place]
-        if len(self.recording.calls) != self.k:
-            raise PluginError(
-                f"block {self.k} was called after {len(self.recording.calls)} others; blocks must be called once each, "
-                "in the order in which wrap was given them"
-            )
-        if self.recording.hidden is None:
-            self.recording.hidden = hidden
-        self.recording.calls.append(Call(args, kwargs, place))
-        if len(self.recording.calls) == self.recording.num_blocks:
-            raise LastBlockReached
-        return self._block[0].in_its_form(hidden)
-
-
-def _place_of_hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str:
-    """Return where the first three-dimensional tensor of floating-point numbers stands: the hidden states."""
-    for place, value in (*enumerate(args), *kwargs.items()):
-        if isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point():
-            return place
-    raise PluginError("a block was called without hidden states (users, length, dim); are these the residual blocks?")
-
-
-class WrappedBlock(nn.Module):
-    """A block of a wrapped model; calls it with what the model would have handed it.
-
-    Args:
-        k: Its index.
-        block: The model's own.
-        num_outputs: Length of the tuple that it returns, hidden states first; 0 if it returns them alone.
-        sites: Names of submodules of ``block`` at which a patch can be put.
-    """
-
-    def __init__(self, k: int, block: nn.Module, num_outputs: int, sites: Sequence[str] = ()) -> None:
-        super().__init__()
-        self.k = k
-        self.block = block
-        self.num_outputs = num_outputs
-        self.sites = tuple(f"block.{site}" for site in sites)
-
-    def forward(self, hidden: Tensor, context: WrappedContext) -> Tensor:
-        """Return the shape of ``hidden`` ``(users, length, dim)``."""
-        output = context.calls[self.k].on(self.block, hidden)
-        return output[0] if self.num_outputs else output
-
-    def in_its_form(self, hidden: Tensor) -> Any:
-        """Return hidden states as the block returns them: alone, or first in a tuple."""
+        assert self._recorder.recording is not None, "a slot is only called by WrappedBackbone.start"
+        hidden = self._recorder.recording.note(self.k, args, kwargs)
         return (hidden, *[None] * (self.num_outputs - 1)) if self.num_outputs else hidden
-
-
-def rolled(values: Tensor, shift: Tensor) -> Tensor:
-    """Return ``(users, length, …)`` with each user's positions moved to the left, around the end.
-
-    Args:
-        values: ``(users, length)`` or ``(users, length, dim)``.
-        shift: ``(users,)``, by how many positions; negative ones move to the right.
-    """
-    length = values.shape[1]
-    source = (torch.arange(length, device=values.device) + shift.unsqueeze(1)) % length  # (users, length)
-    if values.dim() == 3:
-        source = source.unsqueeze(-1).expand(-1, -1, values.shape[-1])
-    return values.gather(1, source)
