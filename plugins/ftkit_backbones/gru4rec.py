@@ -27,12 +27,12 @@ is what the paper found best).
 
 from __future__ import annotations
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from finetune_kit.backbone import Backbone, Context, normal_embedding
 from finetune_kit.options import Options
-from finetune_kit.wrapping.slots import rolled
 
 
 class Gru4RecOptions(Options):
@@ -104,3 +104,13 @@ class Gru4Rec(Backbone):
     def embed(self, sequence: Tensor) -> Tensor:
         """Return E_0, ``(users, length, dim)``, of item ids ``(users, length)``; zeros at padding."""
         return self.dropout(self.look_up(sequence)) * (sequence != 0).unsqueeze(-1)
+
+
+def rolled(hidden: Tensor, shift: Tensor) -> Tensor:
+    """Return hidden states ``(users, length, dim)``, each user's moved to the left by ``shift`` ``(users,)``.
+
+    What is moved out at one end comes in at the other; a negative shift moves to the right.
+    """
+    length = hidden.shape[1]
+    source = (torch.arange(length, device=hidden.device) + shift.unsqueeze(1)) % length  # (users, length)
+    return hidden.gather(1, source.unsqueeze(-1).expand_as(hidden))

@@ -64,6 +64,12 @@ ARCHITECTURES = {
     ),
 }
 
+OUT_OF_PLACE = {
+    *("add_cross_attention", "is_decoder", "pretraining_tp", "tie_word_embeddings", "classifier_dropout"),
+    *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
+}
+"""Fields of configurations that here have no effect, or break what the table above says."""
+
 
 class HuggingFaceOptions(Options):
     """Options of models of ``transformers``."""
@@ -171,7 +177,7 @@ def refuse_other_fields(config_class: Any, given: Mapping[str, Any], decided: Ma
     """
     common = {field.name for field in dataclasses.fields(import_transformers().PreTrainedConfig)}
     taken = {config_class.attribute_map.get(name, name) for name in decided} | set(decided)
-    fields = {field.name for field in dataclasses.fields(config_class)} - common - taken
+    fields = {field.name for field in dataclasses.fields(config_class)} - common - taken - OUT_OF_PLACE
     for name in given:
         if name in taken:
             raise OptionError(
@@ -179,8 +185,8 @@ def refuse_other_fields(config_class: Any, given: Mapping[str, Any], decided: Ma
             )
         if name not in fields:
             raise OptionError(
-                f"{config_class.__name__} has no field {name!r}, so backbone.config.{name} means nothing."
-                f"{did_you_mean(name, fields)} Fields: {', '.join(sorted(fields))}"
+                f"no option backbone.config.{name}.{did_you_mean(name, fields)} "
+                f"Fields of {config_class.__name__} that can be set: {', '.join(sorted(fields))}"
             )
 
 
