@@ -27,7 +27,9 @@ from finetune_kit.testing import (
     tiny_backbones,
 )
 from ftkit_adapters.lora import Lora, LoraBlock, LoraOptions, LowRankChange
+from ftkit_backbones.gru4rec import Gru4Rec
 from ftkit_backbones.nextitnet import NextItNet, NextItNetOptions
+from ftkit_backbones.sasrec import SasRec
 
 ALL_KINDS = [
     *tiny_backbones(),
@@ -36,7 +38,9 @@ ALL_KINDS = [
     EncoderBackbone,
     GruBackbone,
     GruCellBackbone,
+    Gru4Rec,
     NextItNet,
+    SasRec,
 ]
 any_backbone = pytest.mark.parametrize("backbone_class", ALL_KINDS, ids=lambda backbone: backbone.__name__)
 

@@ -24,7 +24,9 @@ from finetune_kit.testing import (
 )
 from ftkit_adapters import PEFT_METHODS
 from ftkit_adapters.peft import Peft, PeftOptions
+from ftkit_backbones.hugging_face import HuggingFace
 from ftkit_backbones.nextitnet import NextItNet
+from ftkit_backbones.sasrec import SasRec
 
 pytest.importorskip("peft")
 
@@ -67,7 +69,7 @@ def test_lora_computes_w_plus_the_scaled_product_by_hand() -> None:
 
 
 @pytest.mark.parametrize("method", PEFT_METHODS)
-@pytest.mark.parametrize("backbone_class", [*tiny_backbones(), AttentionBackbone], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("backbone_class", [*tiny_backbones(), AttentionBackbone, SasRec], ids=lambda one: one.__name__)
 def test_every_method_offered_trains_its_own_parts_and_merges(method: str, backbone_class: type[Backbone]) -> None:
     plain, sequence = randomise(backbone_class(20, 12)).eval(), random_sequence(4, 7, 20)
     strategy = build(backbone_class, method)
@@ -125,6 +127,11 @@ def test_trying_it_out_leaves_no_trace() -> None:
         (NextItNet, "lora", "it fails with TypeError: CausalConv1d"),
         (NextItNet, "ia3", "it fails with ValueError: Target module CausalConv1d"),
         (DilatedBackbone, "lora", "merged into the weights it computes something else"),
+        (
+            HuggingFace,
+            "loha",
+            "it fails with TypeError: Target module of type <class 'transformers.pyto",
+        ),
         (EncoderBackbone, "lora", "nothing of it takes part in the computation"),
     ],
 )
@@ -137,6 +144,12 @@ def test_blocks_on_which_it_goes_wrong_are_refused_saying_why(
     assert message.startswith(f"PEFT's {method} does not work on the blocks of {backbone_class.__name__}: {reason}")
     assert message.endswith("or use the strategy lora, which acts on the weights of any layer")
     assert "\n" not in message
+
+
+def test_lora_knows_gpt2s_transposed_layers_without_a_word() -> None:
+    strategy, sequence = build(HuggingFace), random_sequence(4, 7, 20)
+    train(strategy)
+    torch.testing.assert_close(strategy.merged_backbone()(sequence), strategy.backbone(sequence), atol=1e-5, rtol=1e-5)
 
 
 def test_blocks_without_layers_that_peft_knows_are_refused() -> None:
