@@ -42,8 +42,8 @@ OWN_FIELDS = frozenset(
     | {"revision", "target_modules", "task_type"}
 )
 """Fields of PEFT's configurations that say where to put it and what for, which is decided here."""
-DEFAULTS: dict[str, dict[str, Any]] = {"ia3": {"feedforward_modules": []}}
-"""Fields that a method wants to be told for models that it does not know, by method."""
+DEFAULTS: dict[str, Any] = {"feedforward_modules": []}
+"""Fields that some methods (ia3) want to be told for models that they don't know."""
 
 
 class PeftOptions(Options):
@@ -71,8 +71,9 @@ class Peft(Strategy):
             PluginError: When PEFT is not installed, or the method does not work on these blocks.
         """
         method, name = self.options.method, type(self.backbone).__name__
+        config_class = _config_class(method)
+        config = _config(config_class, self.options.config, _chosen_layers(self.backbone, self.options.target_modules))
         self.freeze(self.backbone)
-        config = _config(method, self.options.config, _chosen_layers(self.backbone, self.options.target_modules))
         try:
             with warnings.catch_warnings():
                 # it says so of GPT-2's layers, sets it as they need it, and so does what is wanted
@@ -80,7 +81,7 @@ class Peft(Strategy):
                 _peft().inject_adapter_in_model(config, self.backbone.blocks)
             fault = find_fault(self.backbone, _merged)
         except Exception as error:  # PEFT may raise anything
-            fault = f"it fails with {type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}"
+            fault = f"it fails with {type(error).__name__}: {_one_line(error)}"
         if fault is not None:
             raise PluginError(
                 f"PEFT's {method} does not work on the blocks of {name}: {fault}; choose other layers with "
@@ -140,13 +141,12 @@ def _layers(block: nn.Module) -> list[str]:
     ]
 
 
-def _config(method: str, fields: dict[str, Any], layers: list[str]) -> PeftConfig:
-    """Return PEFT's configuration of a method for layers by their names, its fields checked."""
-    config_class = _config_class(method)
+def _config(config_class: type[Any], given: dict[str, Any], layers: list[str]) -> PeftConfig:
+    """Return PEFT's configuration of a method for layers by their names, what is given for its fields checked."""
     hints = get_type_hints(config_class)
     known = [field.name for field in dataclasses.fields(config_class) if field.name not in OWN_FIELDS]
-    values = {**DEFAULTS.get(method, {}), "target_modules": "|".join(map(re.escape, layers))}
-    for name, value in fields.items():
+    values = {name: value for name, value in DEFAULTS.items() if name in known}
+    for name, value in given.items():
         if name not in known:
             raise OptionError(
                 f"no option strategy.config.{name}.{did_you_mean(name, known)} {config_class.__name__} has: "
@@ -157,9 +157,9 @@ def _config(method: str, fields: dict[str, Any], layers: list[str]) -> PeftConfi
         except ValidationError as error:
             raise OptionError(f"strategy.config.{name} = {value!r}: {error.errors()[0]['msg']}") from None
     try:
-        return config_class(**values)
+        return config_class(target_modules="|".join(map(re.escape, layers)), **values)
     except (TypeError, ValueError) as error:
-        raise OptionError(f"strategy.config does not fit PEFT's {method}: {error}") from error
+        raise OptionError(f"strategy.config does not fit {config_class.__name__}: {_one_line(error)}") from error
 
 
 def _config_class(method: str) -> type[Any]:
@@ -181,6 +181,10 @@ def _config_class(method: str) -> type[Any]:
             f"{did_you_mean(method, methods)} Those are: {', '.join(sorted(methods))}"
         )
     return methods[method]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def _merged(backbone: Backbone) -> Backbone:

@@ -64,16 +64,16 @@ def _fault_of_outputs(
     after = backbone(sequence)
     effect = _distance(before, in_training)
     tolerance = 1e-5 * max(1.0, before.abs().max().item())
-    if effect <= tolerance:
+    if not effect > tolerance:  # so written that what is no number is refused too
         return "it has no effect"
     tolerance = max(tolerance, 1e-2 * effect)
-    if _distance(after, in_training) > tolerance:
+    if not _distance(after, in_training) <= tolerance:
         return "in evaluation the backbone computes something else than in training"
-    if _distance(merged(backbone)(sequence), after) > tolerance:
+    if not _distance(merged(backbone)(sequence), after) <= tolerance:
         return "merged into the weights it computes something else"
     changed = sequence.clone()
     changed[:, -1] = changed[:, -1] % backbone.num_items + 1
-    if backbone.is_causal and _distance(backbone(changed)[:, :-1], after[:, :-1]) > tolerance:
+    if backbone.is_causal and not _distance(backbone(changed)[:, :-1], after[:, :-1]) <= tolerance:
         return "with it, positions see later ones"
     return None
 

@@ -169,7 +169,7 @@ def test_blocks_without_layers_that_peft_knows_are_refused() -> None:
         ({"config": {"lora_alhpa": 2}}, r"no option strategy\.config\.lora_alhpa\. Did you mean 'lora_alpha'"),
         ({"config": {"target_modules": "all"}}, r"no option strategy\.config\.target_modules"),
         ({"config": {"r": "many"}}, r"strategy\.config\.r = 'many': Input should be a valid integer"),
-        ({"config": {"layers_to_transform": [0]}}, "strategy.config does not fit PEFT's lora"),
+        ({"config": {"layers_to_transform": [0]}}, "strategy.config does not fit LoraConfig"),
         ({"target_modules": "mix.her"}, r"'mix\.her' matches no layer .* Did you mean 'mix\.here'"),
     ],
 )
@@ -179,7 +179,8 @@ def test_wrong_options_are_refused(options: dict[str, object], message: str) -> 
 
 
 def test_without_peft_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "peft", None)
+    for name in ("peft", "transformers"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(PluginError, match=r"install it with: pip install 'finetune-kit\[peft\]'"):
         build()
 
