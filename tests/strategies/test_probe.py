@@ -30,6 +30,8 @@ class Patched(nn.Module):
             return output
         if self.how == "vanishes":
             return output + self.b * 0
+        if self.how == "no number":
+            return output + self.b * torch.nan
         if self.how == "looks ahead":
             return output + (self.b * hidden).mean(dim=1, keepdim=True)
         return output + self.b
@@ -77,6 +79,7 @@ def test_what_works_is_found_to_work_and_nothing_changes() -> None:
         (("ignored", "ignored"), merged, "nothing of it takes part in the computation"),
         (("well", "ignored"), merged, "blocks.1.b takes no part in the computation"),
         (("vanishes", "vanishes"), merged, "it has no effect"),
+        (("well", "no number"), merged, "it has no effect"),
         (("well", "slow path only"), merged, "in evaluation the backbone computes something else than in training"),
         (("well", "well"), wrongly_merged, "merged into the weights it computes something else"),
         (("well", "drifts"), merged, "it changes blocks.1.block.norm.weight, which is frozen"),
