@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,9 +34,19 @@ class Component:
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MappingProxyType({}))
 
     def code_hash(self) -> str:
-        """Return a hash of the file that the class stands in, for caches of what the class makes."""
-        path = inspect.getsourcefile(self.load())
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else "no source"
+        """Return a hash of the file that the class stands in, for caches of what the class makes.
+
+        Files of the same package that this one takes something from by ``from … import`` belong to it.
+        """
+        module = sys.modules[self.load().__module__]
+        package = module.__name__.partition(".")[0]
+        origins = (getattr(value, "__module__", None) for value in vars(module).values())
+        used = {name for name in origins if isinstance(name, str) and name.startswith(f"{package}.")}
+        digest = hashlib.sha256()
+        for name in (module.__name__, *sorted(used - {module.__name__})):
+            path = inspect.getsourcefile(sys.modules[name])
+            digest.update(Path(path).read_bytes() if path else b"no source")
+        return digest.hexdigest()
 
     def load(self) -> Any:
         """Return the class behind ``target``.

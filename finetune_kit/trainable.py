@@ -32,19 +32,20 @@ class Trainable(nn.Module):
     def start_epoch(self, epoch: int) -> None:
         """Prepare an epoch, counted from 1."""
 
-    def freeze(self, module: nn.Module, but: Iterable[nn.Module] = ()) -> None:
+    def freeze(self, module: nn.Module, but: Iterable[nn.Module | nn.Parameter] = ()) -> None:
         """Freeze a module for good: no gradients, and evaluation mode even in training (so buffers stay too).
 
         Args:
             module: What to freeze, with everything inside it.
-            but: Modules inside it that go on training.
+            but: What goes on training inside it: modules, or single parameters, whose modules are in evaluation mode
+                all the same (dropout off, no statistics taken).
         """
-        parts = _parts(module, but)
+        parts, parameters = _parts(module, but)
         self._frozen += parts
-        for parameter in _parameters_of(parts):
+        for parameter in parameters:
             parameter.requires_grad_(False)
 
-    def let_rest(self, module: nn.Module, but: Iterable[nn.Module] = ()) -> None:
+    def let_rest(self, module: nn.Module, but: Iterable[nn.Module | nn.Parameter] = ()) -> None:
         """Let a module rest, as if it were frozen, until `wake` or another `let_rest`; all else is awake.
 
         For schedules, called in `start_epoch`. What rests still counts as trained (`trains`, `trained_state`,
@@ -53,11 +54,11 @@ class Trainable(nn.Module):
 
         Args:
             module: What rests, with everything inside it.
-            but: Modules inside it that are awake.
+            but: What is awake inside it, as in `freeze`.
         """
         self.wake()
-        self._resting = _parts(module, but)
-        self._resting_parameters = [part for part in _parameters_of(self._resting) if part.requires_grad]
+        self._resting, parameters = _parts(module, but)
+        self._resting_parameters = [parameter for parameter in parameters if parameter.requires_grad]
         for parameter in self._resting_parameters:
             parameter.requires_grad_(False).grad = None
         self.train(self._mode)
@@ -117,12 +118,9 @@ class Trainable(nn.Module):
         return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
 
 
-def _parts(module: nn.Module, but: Iterable[nn.Module]) -> list[nn.Module]:
-    """Return a module and all modules inside it, without some and what is inside those."""
-    spared = {id(part) for kept in but for part in kept.modules()}
-    return [part for part in module.modules() if id(part) not in spared]
-
-
-def _parameters_of(parts: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """Return the parameters that parts hold themselves."""
-    return [parameter for part in parts for parameter in part.parameters(recurse=False)]
+def _parts(module: nn.Module, but: Iterable[nn.Module | nn.Parameter]) -> tuple[list[nn.Module], list[nn.Parameter]]:
+    """Return a module and all modules inside it, and the parameters these hold themselves, without what is spared."""
+    spared = {id(part) for kept in but for part in ([kept] if isinstance(kept, nn.Parameter) else kept.modules())}
+    parts = [part for part in module.modules() if id(part) not in spared]
+    parameters = [parameter for part in parts for parameter in part.parameters(recurse=False)]
+    return parts, [parameter for parameter in parameters if id(parameter) not in spared]

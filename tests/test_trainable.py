@@ -78,6 +78,18 @@ def test_waking_ends_a_rest_and_leaves_what_is_frozen() -> None:
     assert not any(part.training for part in model.modules())
 
 
+def test_a_single_parameter_may_train_while_its_module_rests_in_evaluation_mode() -> None:
+    model = Model()
+    bias, mean = model.one[1].bias, model.one[1].running_mean.clone()
+    model.freeze(model, but=[bias])
+    assert set(model.trained_state()) == {"one.1.bias"}
+    model.train()
+    model(torch.randn(8, 2)).backward()
+    assert bias.grad is not None
+    assert not model.one[1].training
+    assert torch.equal(model.one[1].running_mean, mean)
+
+
 def test_the_trained_state_is_parameters_with_a_gradient_and_buffers_that_are_not_frozen() -> None:
     model = Model()
     model.freeze(model.one)

@@ -12,7 +12,7 @@ LayerNorm follows; NextItNet has two per block) stands an adapter, which the pap
 | --- | --- | --- |
 | z | ``hidden`` | (users, length, dim) |
 | ψ | ``site`` | (users, length, dim) → same |
-| MP | ``adapter`` | (users, length, dim) → same |
+| MP | ``adapter``, of `finetune_kit.sites` | (users, length, dim) → same |
 | W_down, b_down | ``adapter.down`` | (bottleneck, dim), (bottleneck,) |
 | W_up, b_up | ``adapter.up`` | (dim, bottleneck), (dim,) |
 
@@ -30,12 +30,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from finetune_kit.errors import OptionError, PluginError
+from finetune_kit.errors import OptionError
 from finetune_kit.options import Options
+from finetune_kit.sites import Adapter, PatchedSite, Serial, layer_norms, patch_sites
 from finetune_kit.strategy import Strategy
 
 
@@ -48,51 +48,6 @@ class PeterRecOptions(Options):
     """Width of the adapter's inner layer; none takes a quarter of the backbone's, as the authors' code does."""
     train_norms: bool = False
     """Train the LayerNorms of the blocks too; the authors advise it for parallel insertion."""
-
-
-class Adapter(nn.Module):
-    """The model patch: a bottleneck with a skip; starts as the identity.
-
-    Args:
-        dim: Width of hidden states.
-        bottleneck: Width of the inner layer.
-    """
-
-    def __init__(self, dim: int, bottleneck: int) -> None:
-        super().__init__()
-        self.down = nn.Linear(dim, bottleneck)
-        self.up = nn.Linear(bottleneck, dim)
-        nn.init.normal_(self.down.weight, std=0.02)
-        nn.init.zeros_(self.down.bias)
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Return MP(z), the shape of ``hidden`` ``(users, length, dim)``."""
-        inner = F.gelu(self.down(hidden), approximate="tanh")  # (users, length, bottleneck)
-        return hidden + self.up(inner)
-
-
-class PatchedSite(nn.Module):
-    """A site with its adapter.
-
-    Args:
-        site: What stood there, ``(users, length, dim)`` → same shape.
-        adapter: What is put there.
-    """
-
-    def __init__(self, site: nn.Module, adapter: Adapter) -> None:
-        super().__init__()
-        self.site = site
-        self.adapter = adapter
-
-
-class Serial(PatchedSite):
-    """An adapter behind its site."""
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Return MP(ψ(z)), the shape of ``hidden`` ``(users, length, dim)``."""
-        return self.adapter(self.site(hidden))
 
 
 class Parallel(PatchedSite):
@@ -116,29 +71,17 @@ class PeterRec(Strategy):
             PluginError: When a block of the backbone names no sites.
             OptionError: When LayerNorms shall train and the blocks have none.
         """
-        name = type(self.backbone).__name__
-        norms = [part for part in self.backbone.blocks.modules() if isinstance(part, nn.LayerNorm)]
+        norms = layer_norms(self.backbone)
         if self.options.train_norms and not norms:
+            name = type(self.backbone).__name__
             raise OptionError(
                 f"strategy.train_norms = True, but the blocks of {name} have no LayerNorm; set it to false"
             )
-        num_sites = 0
-        for k, block in enumerate(self.backbone.blocks):
-            sites = getattr(block, "sites", ())
-            if not sites:
-                raise PluginError(
-                    f"PeterRec puts its adapters at the sites of blocks, and block {k} of {name} names none; "
-                    "use a backbone whose blocks do, e.g. nextitnet"
-                )
-            for site in sites:
-                block.set_submodule(site, self._patched(block.get_submodule(site)))
-            num_sites += len(sites)
-        adapters = [part for part in self.backbone.modules() if isinstance(part, Adapter)]
-        assert len(adapters) == num_sites, f"{len(adapters)} adapters at {num_sites} sites"
+        adapters = patch_sites(self.backbone, self._patched, "PeterRec")
         self.freeze(self.backbone, but=[*adapters, *(norms if self.options.train_norms else [])])
 
     def _patched(self, site: nn.Module) -> PatchedSite:
         """Return a site with a new adapter."""
         dim = self.backbone.dim
-        adapter = Adapter(dim, self.options.bottleneck or max(1, dim // 4))
+        adapter = Adapter(dim, self.options.bottleneck or max(1, dim // 4), std=0.02)
         return Serial(site, adapter) if self.options.insertion == "serial" else Parallel(site, adapter)

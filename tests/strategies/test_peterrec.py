@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from finetune_kit.backbone import Backbone, Context
 from finetune_kit.errors import OptionError, PluginError
 from finetune_kit.options import resolve
+from finetune_kit.sites import Adapter, PatchedSite, Serial
 from finetune_kit.task import ItemTask
 from finetune_kit.testing import StrategyContract, TinyBackbone, random_batch, random_sequence, randomise
 from ftkit_backbones.nextitnet import NextItNet, NextItNetOptions
-from ftkit_baselines.peterrec import Adapter, Parallel, PatchedSite, PeterRec, PeterRecOptions, Serial
+from ftkit_baselines.peterrec import Parallel, PeterRec, PeterRecOptions
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -63,7 +64,7 @@ def test_it_computes_what_the_authors_code_computes(insertion: str) -> None:
 
 
 def test_the_equations_by_hand() -> None:
-    adapter, halve = Adapter(dim=1, bottleneck=1), nn.Linear(1, 1)
+    adapter, halve = Adapter(dim=1, bottleneck=1, std=0.02), nn.Linear(1, 1)
     for layer, weight, bias in ((adapter.down, 2.0, -1.0), (adapter.up, 3.0, 0.5), (halve, 0.5, 0.0)):
         nn.init.constant_(layer.weight, weight)
         nn.init.constant_(layer.bias, bias)

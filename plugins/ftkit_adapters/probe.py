@@ -1,0 +1,82 @@
+"""Whether what was put into a backbone's blocks does what it should; tried on random items, with copies.
+
+Libraries that inject adapters recognise layers by their class and replace them. That goes wrong without a word where a
+model does not call the layer (it reads its weight), where the layer computes otherwise than its class, or where
+evaluation takes another path than training. All of these show in what the backbone computes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from finetune_kit.backbone import Backbone
+from finetune_kit.seeding import generator, seeded
+
+NUM_USERS, MAX_LENGTH, LEARNING_RATE = 4, 9, 0.05
+
+
+def find_fault(backbone: Backbone, merged: Callable[[Backbone], Backbone]) -> str | None:
+    """Return what is wrong with the trainable parts inside of a backbone's blocks, or None; changes nothing.
+
+    Args:
+        backbone: With all frozen but what was put in.
+        merged: From a trained copy to a plain backbone that computes the same.
+    """
+    backbone, random = copy.deepcopy(backbone).eval(), generator(0, "probe")
+    size = (NUM_USERS, min(backbone.max_length, MAX_LENGTH))
+    sequence = torch.randint(1, backbone.num_items + 1, size, generator=random)
+    resting = {name: tensor.detach().clone() for name, tensor in _frozen(backbone)}
+    with seeded(0, "probe"):
+        before = backbone(sequence)
+        if not before.requires_grad:
+            return "nothing of it takes part in the computation"
+        if idle := _take_a_step(backbone, before, torch.randn(before.shape, generator=random)):
+            return f"{idle} takes no part in the computation"
+        in_training = backbone(sequence).detach()
+        with torch.no_grad():
+            fault = _fault_of_outputs(backbone, merged, sequence, before.detach(), in_training)
+    changed = [name for name, tensor in _frozen(backbone) if not torch.equal(tensor, resting[name])]
+    return f"it changes {changed[0]}, which is frozen" if fault is None and changed else fault
+
+
+def _frozen(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield parameters that don't train, by name."""
+    yield from ((name, parameter) for name, parameter in module.named_parameters() if not parameter.requires_grad)
+
+
+def _take_a_step(backbone: Backbone, hidden: Tensor, direction: Tensor) -> str | None:
+    """Move hidden states ``(users, length, dim)`` along a direction; return the name of what has no gradient."""
+    trained = {name: parameter for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    optimizer = torch.optim.Adam(trained.values(), LEARNING_RATE)
+    (hidden * direction).sum().backward()
+    optimizer.step()
+    return next((name for name, parameter in trained.items() if parameter.grad is None), None)
+
+
+def _fault_of_outputs(
+    backbone: Backbone, merged: Callable[[Backbone], Backbone], sequence: Tensor, before: Tensor, in_training: Tensor
+) -> str | None:
+    """Return what is wrong with what a trained backbone computes of item ids ``(users, length)``, or None."""
+    after = backbone(sequence)
+    effect = _distance(before, in_training)
+    tolerance = 1e-5 * max(1.0, before.abs().max().item())
+    if not effect > tolerance:  # so written that what is no number is refused too
+        return "it has no effect"
+    tolerance = max(tolerance, 1e-2 * effect)
+    if not _distance(after, in_training) <= tolerance:
+        return "in evaluation the backbone computes something else than in training"
+    if not _distance(merged(backbone)(sequence), after) <= tolerance:
+        return "merged into the weights it computes something else"
+    changed = sequence.clone()
+    changed[:, -1] = changed[:, -1] % backbone.num_items + 1
+    if backbone.is_causal and not _distance(backbone(changed)[:, :-1], after[:, :-1]) <= tolerance:
+        return "with it, positions see later ones"
+    return None
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    return (one - other).abs().max().item()
