@@ -29,6 +29,8 @@ class PolicyContract:
     """The backbones it is tried on."""
     learns: ClassVar[bool] = True
     """Whether it has parameters."""
+    is_personal: ClassVar[bool] = True
+    """Whether users with other histories get other decisions; a control may treat all alike."""
     ignores_padding: ClassVar[bool] = True
     """Whether more padding changes nothing."""
 
@@ -73,8 +75,8 @@ class PolicyContract:
         torch.testing.assert_close(policy(padded), policy(sequence), atol=1e-5, rtol=1e-5)
 
     def test_users_with_other_histories_get_other_decisions(self, backbone_class: type[Backbone]) -> None:
-        """A policy that treats all users alike is none."""
-        if not self.learns:
+        """A policy that treats all users alike is none, unless it says so."""
+        if not (self.learns and self.is_personal):
             return
         decisions = self.make(self.make_backbone(backbone_class))(self.sequence())
         assert not torch.allclose(decisions[0], decisions[1], atol=1e-4)
