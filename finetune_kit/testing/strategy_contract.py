@@ -153,7 +153,7 @@ class StrategyContract:
         assert strategy.num_parameters()[0] > 0
 
     def test_it_learns_profile_labels_too(self, backbone_class: type[Backbone]) -> None:
-        """With classes for answers and no negatives, a step has a finite loss and gradients, and classes get scores."""
+        """It learns profile labels too: classes for answers, and no negatives."""
         strategy = self.make_strategy(backbone_class, make_task=label_task)
         batch = self.make_batch()
         batch = replace(
@@ -271,7 +271,7 @@ class StrategyContract:
         torch.testing.assert_close(one[:, :-2], other[:, :-2], atol=1e-6, rtol=0)
 
     def test_more_padding_changes_no_user(self, backbone_class: type[Backbone]) -> None:
-        """Vectors and gates are the same with more zeros in front."""
+        """User vectors and gates are the same with more zeros in front."""
         strategy, batch = self.trained(backbone_class), self.make_batch()
         if not strategy.is_deterministic:
             return
@@ -298,7 +298,7 @@ class StrategyContract:
     # The same again
 
     def test_the_same_seed_gives_the_same_result(self, backbone_class: type[Backbone]) -> None:
-        """Two trainings end in identical weights."""
+        """Two trainings with one seed end in identical weights."""
         one, other = self.trained(backbone_class).state_dict(), self.trained(backbone_class).state_dict()
         differ = [name for name in one if not torch.equal(one[name], other[name])]
         assert not differ, f"not a function of the seed: {differ}"
@@ -316,7 +316,7 @@ class StrategyContract:
         assert uninterrupted == resumed
 
     def test_saved_and_loaded_it_scores_the_same(self, backbone_class: type[Backbone], tmp_path: Path) -> None:
-        """The trained state, over a fresh build, is all of the model."""
+        """Saved and loaded, it scores the same: the trained state is all of the model."""
         strategy, batch = self.trained(backbone_class), self.make_batch()
         write_tensors(tmp_path / "model.safetensors", strategy.trained_state())
         loaded = self.make_strategy(backbone_class)
@@ -339,7 +339,7 @@ class StrategyContract:
         assert not own & {parameter.data_ptr() for parameter in merged.parameters()}, "merged, it shares weights"
 
     def test_an_accelerator_computes_the_same(self, backbone_class: type[Backbone], tmp_path: Path) -> None:
-        """Training, evaluation, saving and loading leave no tensor on the CPU."""
+        """An accelerator computes the same; no tensor is left on the CPU."""
         on_cpu, batch = self.make_strategy(backbone_class), self.make_batch()
         losses = [loss.item() for loss in self.train(on_cpu)]
         with pretend_device() as device:
