@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import sysconfig
 import venv
 from pathlib import Path
@@ -33,7 +34,7 @@ class ScratchEnvironment:
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
             **OFFLINE,
-            "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}",
+            "PATH": os.pathsep.join([str(self.bin), str(Path(sys.executable).parent), os.environ["PATH"]]),
             "VIRTUAL_ENV": str(folder / "venv"),
             "FTKIT_CACHE": str(folder / "cache"),
             "PYTHONDONTWRITEBYTECODE": "1",

@@ -59,6 +59,14 @@ def try_promises(chosen: Iterable[Chosen], seconds: float, advance: Callable[[in
     return [finding for contract in trial.contracts for finding in contract.findings()]
 
 
+def promises_of(contract: type) -> dict[str, str]:
+    """Return the promises of a contract class in its order: function to its name, the docstring's first line."""
+    tests = [getattr(contract, name) for name in dir(contract) if name.startswith("test_")]
+    tests.sort(key=lambda test: test.__code__.co_firstlineno)
+    names = {test.__name__: (test.__doc__ or test.__name__).split("\n")[0] for test in tests}
+    return {function: name.replace("``", "`").removesuffix(".") for function, name in names.items()}
+
+
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """Keep the user's settings from pytest, and what pytest changes of this process from lasting."""
@@ -94,9 +102,7 @@ class _Contract:
         contract: type = getattr(testing, CONTRACTS[self.kind])
         if unknown := [name for name in self.component.contract if not hasattr(contract, name)]:
             raise AttributeError(f"{contract.__name__} has no attribute {', '.join(unknown)}")
-        tests = [getattr(contract, name) for name in dir(contract) if name.startswith("test_")]
-        tests.sort(key=lambda test: test.__code__.co_firstlineno)
-        self.promises = {test.__name__: _name(test) for test in tests}
+        self.promises = promises_of(contract)
         return type("Contract", (contract,), {self.kind: self.component.name, **self.component.contract})
 
     def findings(self) -> Iterator[Finding]:
@@ -197,11 +203,6 @@ class _Module(pytest.Module):
 
     def _getobj(self) -> ModuleType:
         return self.contents
-
-
-def _name(test: Callable[..., None]) -> str:
-    """Return what a promise is called: the first line of its docstring."""
-    return (test.__doc__ or test.__name__).split("\n")[0].replace("``", "`").removesuffix(".")
 
 
 def _outcome(report: Any, call: pytest.CallInfo[None]) -> tuple[State, str]:
