@@ -7,11 +7,12 @@ assertion compared.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,7 +52,8 @@ def try_promises(chosen: Iterable[Chosen], seconds: float, advance: Callable[[in
     """
     trial = _Trial([one for one in chosen if one[1] in CONTRACTS], seconds, advance)
     plugins = [word for name in NOT_NEEDED for word in ("-p", f"no:{name}")]
-    with _undisturbed(), tempfile.TemporaryDirectory() as folder:
+    silence = io.StringIO()  # pytest captures what tests print, but not what is printed while they are collected
+    with _undisturbed(), tempfile.TemporaryDirectory() as folder, redirect_stdout(silence):
         folders = (f"--rootdir={folder}", f"--basetemp={folder}/pytest")
         pytest.main([*ARGUMENTS, *plugins, *folders, __file__], plugins=[trial])
     if trial.is_interrupted:
@@ -162,7 +164,7 @@ class _Trial:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
             for contract in self.contracts:
-                contract.failure = _first_line(report.longreprtext)
+                contract.failure = _failure(report)
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         self._total = max(1, len(items))
@@ -213,8 +215,13 @@ def _outcome(report: Any, call: pytest.CallInfo[None]) -> tuple[State, str]:
         reason = str(call.excinfo.value) if call.excinfo else report.longreprtext
         nothing = reason.startswith("got empty parameter set")
         return "not checked", "it takes none of the backbones" if nothing else _first_line(reason)
+    return "broken", _failure(report)
+
+
+def _failure(report: Any) -> str:
+    """Return why a report says failed, in one line."""
     crash = getattr(report.longrepr, "reprcrash", None)
-    return "broken", _first_line(crash.message if crash else report.longreprtext)
+    return _first_line(crash.message if crash else report.longreprtext)
 
 
 def _first_line(text: str) -> str:
