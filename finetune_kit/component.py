@@ -25,6 +25,8 @@ class Component:
         target: ``"package.module:Class"``; imported when the component is used, not when it is listed.
         preset: Options that this name stands for, e.g. ``{"n": 1}`` for ``finetune-last1``; users may override them.
         variants: Options that ``--preset NAME`` sets, by its name: what the ``paper`` has, or the ``authors``' code.
+        contract: What `ftkit plugins check` sets on the contract class of `finetune_kit.testing`, by the names of its
+            attributes, where the class's own won't do: ``{"options": {"dim": 8}}``, ``{"num_epochs": 6}``.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Component:
     target: str
     preset: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MappingProxyType({}))
+    contract: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def code_hash(self) -> str:
         """Return a hash of the file that the class stands in, for caches of what the class makes.
@@ -57,5 +60,6 @@ class Component:
         module, _, attribute = self.target.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
-        except Exception as error:  # a third party's module may raise anything
-            raise PluginError(f"{self.name!r} can't be used: loading {self.target} failed: {error}") from error
+        except (Exception, SystemExit) as error:  # a third party's module may raise anything
+            reason = " ".join(f"{type(error).__name__}: {error}".split()) if str(error) else type(error).__name__
+            raise PluginError(f"{self.name!r} can't be used: loading {self.target} failed: {reason}") from error

@@ -86,7 +86,8 @@ class Strategy(Trainable):
         self.noise = generator(seed, "noise")
         plain = backbone.state_dict().keys()
         self.build()
-        self._is_plain = backbone.state_dict().keys() == plain  # build froze and trained, but added nothing
+        # build froze and trained, but added nothing; and what users are encoded by is the backbone alone
+        self._is_plain = backbone.state_dict().keys() == plain and type(self).encode is Strategy.encode
 
     def build(self) -> None:
         """Edit ``self.backbone`` and add modules: freeze, copy, patch. Called once, when constructed."""
@@ -130,8 +131,8 @@ class Strategy(Trainable):
         """
         if not self._is_plain:
             raise PluginError(
-                f"{type(self).__name__} can't be merged into a plain backbone: what it added to the blocks is not a "
-                "change of their weights, or differs between users; use the run as it is"
+                f"{type(self).__name__} can't be merged into a plain {type(self.backbone).__name__}: what it added is "
+                "not a change of the blocks' weights, or differs between users; use the run as it is"
             )
         return copy.deepcopy(self.backbone)
 

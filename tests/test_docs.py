@@ -6,17 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from documents import ROOT, TINY, blocks, check_console, run_command
+import finetune_kit.testing
+from documents import ROOT, TINY, blocks, check_console, commands, run_command
 from finetune_kit import hookspecs, plugins
+from finetune_kit.cli.promises import CONTRACTS, promises_of
 from finetune_kit.data.dataset import Dataset
 from finetune_kit.plugins import GROUP, KINDS, Plugins
 
 HOOKS = sorted(name for name in vars(hookspecs) if name.startswith("ftkit_"))
-REFERENCE = "docs/plugin-hooks.md"
+IN_A_RUN = ["ftkit_strategies", "ftkit_backbones", "ftkit_policies", "ftkit_trackers"]
+"""Hooks whose component takes part in a run; a dataset reader comes before."""
 
 
-def section(hook: str) -> str:
-    return (ROOT / REFERENCE).read_text(encoding="utf-8").split(f"\n## {hook}() ")[1].split("\n## ")[0]
+def page(hook: str) -> Path:
+    return ROOT / "docs" / "hooks" / f"{hook}.md"
+
+
+def command_of(hook: str) -> str:
+    ((_, block),) = blocks(f"docs/hooks/{hook}.md", "console")
+    return commands(block)[0][0]
 
 
 @pytest.fixture
@@ -33,7 +41,7 @@ def example(monkeypatch, tmp_path):
 
     def install(hook: str) -> EntryPoint:
         name = f"example_of_{hook}"
-        (tmp_path / f"{name}.py").write_text(re.findall(r"```python\n(.*?)```", section(hook), re.DOTALL)[0])
+        (tmp_path / f"{name}.py").write_text(blocks(f"docs/hooks/{hook}.md", "python")[0][1])
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.delitem(sys.modules, name, raising=False)
         entry = EntryPoint("example", name, GROUP)
@@ -44,32 +52,40 @@ def example(monkeypatch, tmp_path):
     return install
 
 
+def test_every_hook_has_its_page_in_the_index_and_its_test():
+    assert sorted(path.stem for path in (ROOT / "docs" / "hooks").iterdir()) == HOOKS
+    index = (ROOT / "docs" / "plugin-hooks.md").read_text(encoding="utf-8")
+    assert re.findall(r"\(hooks/(\w+)\.md\)", index) == [f"ftkit_{plural}" for plural in KINDS.values()]
+    assert {f"ftkit_{plural}" for plural in KINDS.values()} == set(HOOKS)
+    assert sorted([*IN_A_RUN, "ftkit_datasets"]) == HOOKS, "each is tested below"
+
+
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_hook_has_its_signature_a_sentence_and_a_plugin_that_loads(hook, example):
-    assert section(hook).startswith("→ Iterable[Component]\n\nCalled when ")
+    assert page(hook).read_text(encoding="utf-8").startswith(f"# {hook}() → Iterable[Component]\n\nCalled when ")
     host = Plugins(found=[example(hook)])
     assert not host.failures
     assert host.loaded[0].hooks == (hook,)
 
 
-def test_the_reference_has_no_hook_that_does_not_exist():
-    text = (ROOT / REFERENCE).read_text(encoding="utf-8")
-    assert sorted(re.findall(r"^## (ftkit_\w+)\(\)", text, re.MULTILINE)) == HOOKS
-    assert {f"ftkit_{plural}" for plural in KINDS.values()} == set(HOOKS)
+@pytest.mark.parametrize(("kind", "contract"), CONTRACTS.items())
+def test_the_page_of_a_hook_lists_what_its_contract_checks(kind, contract):
+    promises = re.findall(r"^\* (.*)$", page(f"ftkit_{KINDS[kind]}").read_text(encoding="utf-8"), re.MULTILINE)
+    assert promises == list(promises_of(getattr(finetune_kit.testing, contract)).values())
 
 
-@pytest.mark.parametrize(
-    ("hook", "arguments"),
-    [
-        ("ftkit_strategies", ["--strategy", "l1-sp", "--set", "strategy.weight=0.1", *TINY]),
-        ("ftkit_backbones", ["--strategy", "uaf-hard", "--backbone", "running-mean", *TINY]),
-        ("ftkit_policies", ["--strategy", "uaf-hard", "--set", "strategy.policy=length", *TINY]),
-        ("ftkit_trackers", ["--strategy", "finetune-cls", "--set", "run.trackers=csv", *TINY]),
-    ],
-)
-def test_the_example_of_a_hook_takes_part_in_a_run(hook, arguments, ftkit, example):
+@pytest.mark.parametrize("kind", CONTRACTS)
+def test_the_example_of_a_hook_keeps_its_contract(kind, example, ftkit):
+    example(f"ftkit_{KINDS[kind]}")
+    findings = json.loads(ftkit("ftkit plugins check example --json"))
+    assert not [finding for finding in findings if finding["state"] == "broken"]
+    assert len([finding for finding in findings if finding["state"] == "kept"]) > 5
+
+
+@pytest.mark.parametrize("hook", IN_A_RUN)
+def test_the_example_of_a_hook_takes_part_in_the_run_on_its_page(hook, ftkit, example):
     example(hook)
-    result = json.loads(ftkit("ftkit run --epochs 2 --output out --json", arguments))
+    result = json.loads(ftkit(f"{command_of(hook)} --epochs 2 --json", TINY))
     assert result["epochs"] == 2
     if hook == "ftkit_trackers":
         assert Path("out/progress.csv").read_text().startswith("finetune,1,")
@@ -79,7 +95,7 @@ def test_the_example_of_a_hook_takes_part_in_a_run(hook, arguments, ftkit, examp
 def test_the_example_of_a_reader_prepares_a_dataset(ftkit, example):
     example("ftkit_datasets")
     Path("users.jsonl").write_text('{"user": "ann", "source": ["x", "y", "x"], "target": ["p"]}\n' * 1)
-    assert ftkit("ftkit data prepare json-lines users.jsonl --output out").startswith("prepared out: 1 users, 3 source")
+    assert ftkit(command_of("ftkit_datasets")).startswith("prepared out: 1 users, 3 source")
     assert Dataset.open(Path("out")).raw_source_items() == ["x", "y"]
 
 
@@ -122,6 +138,6 @@ def test_what_the_check_of_wrap_says_is_what_the_document_explains():
 
 
 def test_links_between_documents_lead_somewhere():
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")]:
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
             assert (path.parent / target).exists() or target == "docs/results.md", f"{path.name}: {target}"

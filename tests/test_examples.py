@@ -1,7 +1,5 @@
 import importlib.util
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -41,23 +39,6 @@ def test_a_wrapped_model_learns(name, library):
     pytest.importorskip(library)
     losses = load(name).main(steps=60)
     assert losses[-1] < losses[0] - 0.2
-
-
-def test_the_plugin_s_own_test_passes():
-    folder = EXAMPLES / "ftkit-bitfit"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--rootdir",
-        str(folder),
-        "test_bitfit.py",
-    ]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.iterdir()), ids=lambda path: path.name)

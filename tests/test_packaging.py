@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import subprocess
@@ -7,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from documents import ROOT
+from documents import ROOT, TINY
+from finetune_kit.cli.scaffold import TEMPLATE_KINDS, template_files
 from finetune_kit.config import read_toml
+from scratch import ScratchEnvironment
 
 PROJECT = read_toml(ROOT / "pyproject.toml")["project"]
+NOT_SOURCES = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", ".*")
 PACKAGES = {path.parent.name for path in (ROOT / "plugins").glob("*/__init__.py")}
 
 
@@ -68,9 +72,8 @@ def test_every_dependency_has_a_tested_version():
 
 def test_a_wheel_has_every_module_and_marker_of_typing(tmp_path):
     copy = tmp_path / "copy"  # of the sources alone: building in the tree would leave a build/ there
-    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("finetune_kit", "plugins"):
-        shutil.copytree(ROOT / name, copy / name, ignore=ignore)
+        shutil.copytree(ROOT / name, copy / name, ignore=NOT_SOURCES)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation")
@@ -81,29 +84,62 @@ def test_a_wheel_has_every_module_and_marker_of_typing(tmp_path):
         for path in (ROOT / folder).rglob("*"):
             if path.suffix == ".py" or path.name == "py.typed":
                 assert path.relative_to(root).as_posix() in names
+    for kind in TEMPLATE_KINDS:
+        for path in template_files(kind):
+            assert f"finetune_kit/cli/plugin-templates/{kind}/{path.as_posix()}" in names
     assert not [name for name in names if name.startswith(("tests", "plugins", "examples"))]
     assert [name for name in names if name.endswith("licenses/LICENSE")]
 
 
-def test_a_plugin_installed_from_a_project_of_its_own_is_found_and_used(tmp_path):
-    source = tmp_path / "source"
-    shutil.copytree(ROOT / "examples" / "ftkit-bitfit", source, ignore=shutil.ignore_patterns("build", "*.egg-info"))
-    pip = (
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-    )
-    call(*pip, "--target", tmp_path / "site", source, cwd=tmp_path)
-    paths = {"PYTHONPATH": str(tmp_path / "site"), "FTKIT_CACHE": str(tmp_path / "cache")}
-    assert "bitfit" in call(*ftkit("strategies"), cwd=tmp_path, **paths).stdout
-    assert "ftkit-bitfit" in call(*ftkit("plugins", "list"), cwd=tmp_path, **paths).stdout
-    plan = ("run", "--strategy", "bitfit", "--set", "data.users=50", "--dry-run")
-    assert "would train" in call(*ftkit(*plan), cwd=tmp_path, **paths).stdout
+LISTINGS = {
+    "strategy": "ftkit strategies show {}",
+    "backbone": "ftkit backbones show {}",
+    "policy": "ftkit policies show {}",
+    "dataset": "ftkit data prepare {} --help",
+}
+USES = {
+    "strategy": "ftkit run --strategy {} {} --output out",
+    "backbone": "ftkit run --strategy peterrec --backbone {} {} --output out",
+    "policy": "ftkit run --strategy uaf-hard --set strategy.policy={} {} --output out",
+    "dataset": "ftkit data prepare {} {} --output out",
+}
+"""Small uses of a component, whose name takes the place of the first braces."""
+SMALL_RUN = " ".join([*TINY, "--epochs 1"])
+
+
+def check_project(environment: ScratchEnvironment, project: Path, kind: str, name: str, arguments: str) -> None:
+    """Install a project as its users would, and see that it is listed, tested, keeps its contract, and is of use."""
+    environment.run("pip install --quiet .", project)
+    assert name in environment.run(LISTINGS[kind].format(name), project.parent)
+    assert "passed" in environment.run("python -m pytest -q", project)
+    before = sorted(path for path in project.rglob("*") if path.name != ".hypothesis")
+    findings = json.loads(environment.run(f"ftkit plugins check {name} --json", project))
+    assert sorted(path for path in project.rglob("*") if path.name != ".hypothesis") == before
+    assert {one["state"] for one in findings} <= {"kept", "not checked"}
+    assert len([one for one in findings if one["kind"] == kind and one["state"] == "kept"]) > 5
+    environment.run(USES[kind].format(name, arguments), project.parent)
+    assert (project.parent / "out").is_dir()
+
+
+@pytest.mark.slow
+def test_a_project_of_a_third_party_is_installed_found_tested_checked_and_used(tmp_path):
+    shutil.copytree(ROOT / "examples" / "ftkit-bitfit", tmp_path / "project", ignore=NOT_SOURCES)
+    environment = ScratchEnvironment(tmp_path)
+    check_project(environment, tmp_path / "project", "strategy", "bitfit-norms", SMALL_RUN)
+    assert "bitfit-norms" in environment.run("ftkit strategies", tmp_path)
+    assert "ftkit-bitfit" in environment.run("ftkit plugins list", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TEMPLATE_KINDS)
+def test_a_new_project_is_installed_found_tested_checked_and_used_untouched(tmp_path, kind):
+    environment = ScratchEnvironment(tmp_path)
+    environment.run(f"ftkit plugins new mine-{kind} --kind {kind}", tmp_path)
+    arguments = SMALL_RUN
+    if kind == "dataset":
+        (tmp_path / "users.jsonl").write_text('{"user": "ann", "source": ["x"], "target": ["p"]}\n')
+        arguments = "users.jsonl"
+    check_project(environment, tmp_path / f"ftkit-mine-{kind}", kind, f"mine-{kind}", arguments)
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
 """The contracts can fail: each planted mistake breaks the promise that it should."""
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
 from torch import Tensor, nn
 
 from finetune_kit import losses
 from finetune_kit.backbone import Backbone, Context
 from finetune_kit.data.batch import Batch
+from finetune_kit.errors import OptionError, PluginError
 from finetune_kit.policy import Policy
 from finetune_kit.strategy import Encoded, Strategy
 from finetune_kit.task import Task
@@ -20,6 +23,9 @@ from finetune_kit.testing import (
     PolicyContract,
     StrategyContract,
     TinyBackbone,
+    backbones,
+    batches,
+    installed_backbone,
     randomise,
     tiny_backbones,
 )
@@ -173,6 +179,66 @@ class CountsOnNegatives(Head):
         return losses.bpr(positive, self.task.scores_of(vectors, batch.negative))
 
 
+class AddsToTheVectors(Head):
+    """Merges by the default, although it adds something that no backbone has."""
+
+    def build(self) -> None:
+        super().build()
+        self.shift = nn.Parameter(torch.zeros(self.backbone.dim))
+        self._is_plain = True
+
+    def encode(self, batch: Batch) -> Encoded:
+        return Encoded(super().encode(batch).vectors + self.shift)
+
+    def merged_backbone(self) -> Backbone:
+        return copy.deepcopy(self.backbone)
+
+
+class MergesIntoItself(Head):
+    def merged_backbone(self) -> Backbone:
+        return self.backbone
+
+
+class MergesIntoMore(Gated):
+    def merged_backbone(self) -> Backbone:
+        return copy.deepcopy(self.backbone)
+
+
+class RefusesToMergeWithoutAName(Gated):
+    def merged_backbone(self) -> Backbone:
+        raise PluginError("no")
+
+
+class SpoilsTheEnd(Head):
+    """What it does once training has ended is not in its trained state."""
+
+    def finish_training(self) -> None:
+        with torch.no_grad():
+            self.backbone.item_embedding.weight[1:] += 1
+
+
+class NeedsGlobalBlocks(Head):
+    """Takes one backbone, and refuses others as it should."""
+
+    def build(self) -> None:
+        if self.backbone.is_causal:
+            name = type(self.backbone).__name__
+            raise PluginError(
+                f"NeedsGlobalBlocks needs positions that see later ones, and {name} has none; use bert4rec"
+            )
+        super().build()
+
+
+class RefusesWithoutAName(Head):
+    def build(self) -> None:
+        raise PluginError("this backbone won't do; use another")
+
+
+class RefusesWithoutAdvice(Head):
+    def build(self) -> None:
+        raise PluginError(f"RefusesWithoutAdvice can't use {type(self.backbone).__name__}")
+
+
 class TrainsOnTheSource(Head):
     """Needs source windows to learn, and keeps every promise."""
 
@@ -207,9 +273,10 @@ def promises(contract: object) -> Iterator[str]:
 
 
 def is_kept(contract: StrategyContract, promise: str, backbone: type[Backbone], tmp_path: Path) -> bool:
-    more = (tmp_path,) if "tmp_path" in getattr(type(contract), promise).__code__.co_varnames[:3] else ()
+    code = getattr(type(contract), promise).__code__
+    given = {"backbone_class": backbone, "any_backbone": backbone, "tmp_path": tmp_path}
     try:
-        getattr(contract, promise)(backbone, *more)
+        getattr(contract, promise)(*(given[name] for name in code.co_varnames[1 : code.co_argcount]))
     except (AssertionError, RuntimeError):
         return False
     return True
@@ -248,12 +315,71 @@ def test_strategies_that_keep_every_promise_pass(
         (NoiseGoesOn, "an_epochs_noise_does_not_depend_on_earlier_epochs", TinyBackbone),
         (KeepsAStateOutsideOfTheState, "saved_and_loaded_it_scores_the_same", TinyBackbone),
         (ForgetsATensorOnTheCpu, "an_accelerator_computes_the_same", TinyBackbone),
+        (AddsToTheVectors, "merged_it_is_a_plain_backbone_or_says_why_not", TinyBackbone),
+        (MergesIntoItself, "merged_it_is_a_plain_backbone_or_says_why_not", TinyBackbone),
+        (MergesIntoMore, "merged_it_is_a_plain_backbone_or_says_why_not", TinyBackbone),
+        (RefusesToMergeWithoutAName, "merged_it_is_a_plain_backbone_or_says_why_not", TinyBackbone),
+        (SpoilsTheEnd, "what_is_frozen_stays_byte_identical", TinyBackbone),
+        (SpoilsTheEnd, "saved_and_loaded_it_scores_the_same", TinyBackbone),
+        (RefusesWithoutAName, "a_backbone_is_taken_or_refused_by_name", TinyBackbone),
+        (RefusesWithoutAdvice, "a_backbone_is_taken_or_refused_by_name", TinyBackbone),
     ],
 )
 def test_a_planted_mistake_breaks_its_promise(
     planted: type[Strategy], promise: str, backbone: type[Backbone], tmp_path: Path
 ) -> None:
     assert not is_kept(contract_of(planted), f"test_{promise}", backbone, tmp_path)
+
+
+def test_what_encodes_by_more_than_the_backbone_is_not_merged_into_one() -> None:
+    class Doubles(Head):
+        def encode(self, batch: Batch) -> Encoded:
+            return Encoded(2 * super().encode(batch).vectors)
+
+    with pytest.raises(PluginError, match="Doubles can't be merged into a plain TinyBackbone"):
+        contract_of(Doubles).make_strategy(TinyBackbone).merged_backbone()
+
+
+def test_a_backbone_that_is_refused_by_name_is_tried_for_its_refusal_alone(tmp_path: Path) -> None:
+    contract = contract_of(NeedsGlobalBlocks)
+    assert [contract.refusal(backbone) is None for backbone in tiny_backbones()] == [False, False, True]
+    contract.test_it_takes_one_of_the_backbones()
+    for backbone in tiny_backbones():
+        contract.test_a_backbone_is_taken_or_refused_by_name(backbone)
+    contract.backbones = [TinyBackbone]
+    with pytest.raises(AssertionError, match="it refuses every backbone: NeedsGlobalBlocks needs"):
+        contract.test_it_takes_one_of_the_backbones()
+
+
+class TestHeadOnInstalledBackbones(StrategyContract):
+    strategy = "finetune-cls"
+    backbones = (
+        installed_backbone("nextitnet", dim=8, num_blocks=2),
+        installed_backbone("nextitnet", dim=8, num_blocks=1, mask_padding=False),  # padding matters to it
+    )
+
+
+def test_an_installed_backbone_is_called_like_a_class() -> None:
+    made = installed_backbone("nextitnet", dim=6, num_blocks=3)
+    assert (made.__name__, made.is_causal) == ("nextitnet", True)
+    assert (made(20, 12).dim, len(made(20, 12).blocks), made(20, 12).max_length) == (6, 3, 12)
+    with pytest.raises(OptionError, match=r"no option backbone.dmi"):
+        installed_backbone("nextitnet", dmi=6)(20, 12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(backbone=backbones(), batch=batches())
+def test_drawn_backbones_take_drawn_batches(backbone: Backbone, batch: Batch) -> None:
+    assert backbone.user_vectors(batch.sequence).shape == (len(batch.user), backbone.dim)
+    assert 2 <= backbone.dim <= 9
+    assert 1 <= len(backbone.blocks) <= 3
+    assert not backbone.training
+
+
+@settings(max_examples=10, deadline=None)
+@given(backbone=backbones(causal=False))
+def test_drawn_backbones_are_of_the_causality_asked_for(backbone: Backbone) -> None:
+    assert not backbone.is_causal
 
 
 class SeesTheNext(TinyBackbone):

@@ -1,27 +1,39 @@
-"""What `ftkit plugins check` finds out about a plugin without training anything."""
+"""What `ftkit plugins check` finds out about a plugin before it tries any contract, and how it tells all of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from finetune_kit.cli.time_limit import time_limit
 from finetune_kit.component import Component
 from finetune_kit.errors import PluginError, unknown_name
 from finetune_kit.options import Options, describe, resolve
 from finetune_kit.plugins import KINDS, Plugins
 
+State = Literal["kept", "broken", "not checked"]
+LOADS = "It loads, is of its kind, and each of its options has a docstring"
+OFFERS = "The plugin is imported, and offers what its hooks say"
+
 
 class Finding(NamedTuple):
-    """One component of a plugin, and what is wrong with it; None where nothing is."""
+    """One promise of a component of a plugin: was it kept, and if not, why; ``kind`` is "plugin" for its hooks."""
 
     plugin: str
     kind: str
     component: str
-    fault: str | None
+    promise: str
+    state: State
+    reason: str | None = None
 
 
-def check(host: Plugins, name: str | None = None) -> list[Finding]:
-    """Return one finding per component of a plugin, or of all: does it load, is it of its kind, are its options right.
+def check(host: Plugins, name: str | None = None, seconds: float = 60) -> list[Finding]:
+    """Return whether the components of a plugin, or of all, load, are of their kind, and have documented options.
+
+    Args:
+        host: The plugins.
+        name: A plugin's name; None takes all.
+        seconds: How long loading a component may take.
 
     Raises:
         UnknownNameError: When no plugin has that name.
@@ -30,23 +42,34 @@ def check(host: Plugins, name: str | None = None) -> list[Finding]:
     if name is not None and name not in known:
         raise unknown_name("plugin", name, known)
     findings = [
-        Finding(plugin.name, "", "", plugin.failure)
+        Finding(plugin.name, "plugin", plugin.name, OFFERS, *_state(plugin.failure))
         for plugin in known.values()
-        if plugin.failure and name in (None, plugin.name)
+        if name == plugin.name or (name is None and plugin.failure)
     ]
+    for owner, kind, component in components_of(host, name):
+        faults = "; ".join(_faults(kind, component, seconds))
+        findings.append(Finding(owner, kind, component.name, LOADS, *_state(faults)))
+    return findings
+
+
+def components_of(host: Plugins, name: str | None) -> Iterator[tuple[str, str, Component]]:
+    """Yield the plugin, the kind and the component, of one plugin or of all."""
     for kind in KINDS:
         for component in host.components(kind).values():
             owner = host.owner(kind, component.name)
             if name in (None, owner):
-                faults = list(_faults(kind, component))
-                findings.append(Finding(owner, kind, component.name, "; ".join(faults) or None))
-    return findings
+                yield owner, kind, component
 
 
-def _faults(kind: str, component: Component) -> Iterator[str]:
+def _state(fault: str | None) -> tuple[State, str | None]:
+    return ("broken", fault) if fault else ("kept", None)
+
+
+def _faults(kind: str, component: Component, seconds: float) -> Iterator[str]:
     """Yield what is wrong with a component, one sentence each."""
     try:
-        loaded = component.load()
+        with time_limit(seconds):
+            loaded = component.load()
     except PluginError as error:
         yield str(error)
         return

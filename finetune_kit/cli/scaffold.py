@@ -1,103 +1,97 @@
-"""What `ftkit plugins new` writes: a project with one strategy that works, for its author to change."""
+"""What `ftkit plugins new` writes: a whole project that works, from the one of its kind in ``plugin-templates``.
+
+The templates are projects themselves, named ``my-strategy`` and so on; a name takes the place of theirs.
+"""
 
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
-from finetune_kit.errors import OptionError
+from finetune_kit.errors import OptionError, unknown_name
 from finetune_kit.files import write_text
+from finetune_kit.plugins import Plugins
 
-PYPROJECT = """\
-[build-system]
-requires = ["setuptools>=77"]
-build-backend = "setuptools.build_meta"
-
-[project]
-name = "ftkit-{name}"
-version = "0.1.0"
-description = "A strategy for finetune-kit"
-requires-python = ">=3.10"
-dependencies = ["finetune-kit"]
-
-[project.entry-points."finetune_kit.plugins"]
-{name} = "ftkit_{module}"
-
-[tool.setuptools]
-packages = ["ftkit_{module}"]
-"""
-
-HOOKS = '''\
-"""What finetune-kit loads to list this plugin; it imports no torch."""
-
-from finetune_kit import Component, hookimpl
+TEMPLATES = Path(__file__).parent / "plugin-templates"
+TEMPLATE_KINDS = ("strategy", "backbone", "policy", "dataset")
+SUFFIXES = (".py", ".toml", ".md", ".typed")
+LONGEST_NAME = 24
+"""In characters; lines of the templates stay short enough with it."""
 
 
-@hookimpl
-def ftkit_strategies() -> list[Component]:
-    """Offer the strategy."""
-    return [Component("{name}", "All but the item embedding is trained", "ftkit_{module}.strategy:{klass}")]
-'''
+def refuse_taken_name(host: Plugins, kind: str, name: str) -> None:
+    """Refuse a name under which the new project could not live beside what is installed.
 
-STRATEGY = '''\
-"""{klass}: say here what the strategy does, where it was published, its equations, and how it differs from them."""
-
-from __future__ import annotations
-
-from finetune_kit import Options, Strategy
-
-
-class {klass}Options(Options):
-    """Options of {klass}."""
-
-    freeze_embedding: bool = True
-    """Leave the item embedding as it was pre-trained."""
+    Raises:
+        OptionError: When a plugin, a component of the kind, or a package of that name is installed.
+    """
+    taken = {
+        f"a {kind} named {name!r}": kind in TEMPLATE_KINDS and name in host.components(kind),
+        f"a plugin named {name!r}": name in {plugin.name for plugin in host.loaded},
+        f"a package named {_module(name)!r}": name.isascii() and find_spec(_module(name)) is not None,
+    }
+    for what, is_taken in taken.items():
+        if is_taken:
+            raise OptionError(f"{what} is installed already; two of one name can't be: choose another")
 
 
-class {klass}(Strategy):
-    """Train all but the item embedding."""
-
-    Options = {klass}Options
-    options: {klass}Options
-
-    def build(self) -> None:
-        """Freeze what does not train; here copies, patches and policies would be added."""
-        if self.options.freeze_embedding:
-            self.freeze(self.backbone.item_embedding)
-'''
-
-TEST = '''\
-"""Everything that a strategy promises, tried on small backbones."""
-
-from finetune_kit.testing import StrategyContract
-
-
-class Test{klass}(StrategyContract):
-    strategy = "{name}"
-'''
-
-
-def write_plugin(folder: Path, name: str) -> list[Path]:
+def write_plugin(folder: Path, name: str, kind: str = "strategy") -> list[Path]:
     """Write a plugin project into a new folder; return its files.
 
     Args:
         folder: The project's folder; must not exist, or be empty.
-        name: The strategy's name, e.g. ``"my-method"``.
+        name: The name of what it adds, e.g. ``"my-method"``.
+        kind: What it adds, one of `TEMPLATE_KINDS`.
 
     Raises:
+        UnknownNameError: For a kind that there is no template for.
         OptionError: For a name that is none, or a folder that holds something.
     """
+    if kind not in TEMPLATE_KINDS:
+        raise unknown_name("kind of plugin", kind, TEMPLATE_KINDS)
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise OptionError(f"{name!r} can't name a plugin; use small letters, digits and dashes, e.g. my-method")
+    if len(name) > LONGEST_NAME:
+        raise OptionError(f"{name!r} has {len(name)} characters; use at most {LONGEST_NAME}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OptionError(f"{str(folder)!r} holds something already; name a new folder")
-    module, klass = name.replace("-", "_"), "".join(part.capitalize() for part in name.split("-"))
-    texts = {
-        "pyproject.toml": PYPROJECT,
-        f"ftkit_{module}/__init__.py": HOOKS,
-        f"ftkit_{module}/strategy.py": STRATEGY,
-        f"tests/test_{module}.py": TEST,
+    words = _words(name, kind)
+    paths = template_files(kind)
+    written = [folder / _with_words(path.as_posix(), words) for path in paths]
+    for path, new in zip(paths, written, strict=True):
+        write_text(new, _with_words((TEMPLATES / kind / path).read_text(encoding="utf-8"), words))
+    return written
+
+
+def template_files(kind: str) -> list[Path]:
+    """Return the files of a template, below its folder; not what tools have left there."""
+    template = TEMPLATES / kind
+    found = [path.relative_to(template) for path in template.rglob("*") if path.suffix in SUFFIXES]
+    return sorted(path for path in found if not any(part.startswith((".", "__pycache__")) for part in path.parts))
+
+
+def _words(name: str, kind: str) -> dict[str, str]:
+    """Return what takes the place of a template's own words."""
+    from finetune_kit import __version__
+
+    return {
+        f"my-{kind}": name,
+        f"my_{kind}": name.replace("-", "_"),
+        f"My{kind.capitalize()}": "".join(part.capitalize() for part in name.split("-")),
+        "finetune-kit>=0": f"finetune-kit>={__version__},<{_next_breaking(__version__)}",
     }
-    for path, text in texts.items():
-        write_text(folder / path, text.format(name=name, module=module, klass=klass))
-    return [folder / path for path in texts]
+
+
+def _with_words(text: str, words: dict[str, str]) -> str:
+    return re.sub("|".join(map(re.escape, words)), lambda match: words[match[0]], text)
+
+
+def _next_breaking(version: str) -> str:
+    """Return the first version that may break what works with this one: before 1.0, the next minor version."""
+    major, minor = map(int, version.split(".")[:2])
+    return f"{major + 1}" if major else f"0.{minor + 1}"
+
+
+def _module(name: str) -> str:
+    return f"ftkit_{name.replace('-', '_')}"

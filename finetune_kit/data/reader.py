@@ -30,6 +30,15 @@ class DatasetReader(ABC):
     def __init__(self, options: Options | None = None) -> None:
         self.options = self.Options() if options is None else options
 
+    @classmethod
+    def example(cls, folder: Path) -> dict[str, Any]:
+        """Write a small input into a folder, and return the options that read it.
+
+        For `finetune_kit.testing.DatasetContract` and `ftkit plugins check`. A reader whose options all have defaults
+        needs none.
+        """
+        return {}
+
     @abstractmethod
     def prepare(self, output: Path) -> None:
         """Write the dataset folder at ``output``, whole or not at all.

@@ -1,11 +1,16 @@
-"""For authors of plugins: the promises of strategies, backbones and policies, as tests to inherit.
+"""For authors of plugins: the promises of strategies, backbones, policies and dataset readers, as tests to inherit.
 
 Needs pytest and hypothesis (``pip install finetune-kit[testing]``). A strategy's whole contract::
 
     from finetune_kit.testing import StrategyContract
 
-    class TestBitFit(StrategyContract):
-        strategy = "bitfit"
+    class TestBitFitNorms(StrategyContract):
+        strategy = "bitfit-norms"
+
+`backbones` and `batches` draw for Hypothesis::
+
+    @given(backbone=backbones(), batch=batches())
+    def test_it_starts_as_the_backbone(backbone, batch): ...
 
 The pretend accelerator that the contracts use is `finetune_kit.pretend`.
 """
@@ -16,6 +21,7 @@ import pytest
 
 pytest.register_assert_rewrite(
     "finetune_kit.testing.backbone_contract",
+    "finetune_kit.testing.dataset_contract",
     "finetune_kit.testing.policy_contract",
     "finetune_kit.testing.strategy_contract",
 )
@@ -25,6 +31,7 @@ from finetune_kit.testing.backbones import (  # noqa: E402
     BufferedBackbone,
     GlobalBackbone,
     TinyBackbone,
+    backbones,
     randomise,
     tiny_backbones,
 )
@@ -36,17 +43,22 @@ from finetune_kit.testing.batches import (  # noqa: E402
     sequences,
     windows,
 )
+from finetune_kit.testing.dataset_contract import DatasetContract  # noqa: E402
+from finetune_kit.testing.installed_backbones import installed_backbone  # noqa: E402
 from finetune_kit.testing.policy_contract import PolicyContract  # noqa: E402
 from finetune_kit.testing.strategy_contract import StrategyContract  # noqa: E402
 
 __all__ = [
     "BackboneContract",
     "BufferedBackbone",
+    "DatasetContract",
     "GlobalBackbone",
     "PolicyContract",
     "StrategyContract",
     "TinyBackbone",
+    "backbones",
     "batches",
+    "installed_backbone",
     "random_batch",
     "random_sequence",
     "random_windows",

@@ -47,7 +47,7 @@ class BackboneContract:
         return random_sequence(5, LENGTH, NUM_ITEMS)
 
     def test_it_says_what_it_is(self) -> None:
-        """Width, items, length and embedding agree."""
+        """Its width, number of items, longest sequence and embedding agree."""
         backbone = self.make()
         assert (backbone.num_items, backbone.max_length) == (NUM_ITEMS, MAX_LENGTH)
         assert backbone.item_embedding.weight.shape == (NUM_ITEMS + 1, backbone.dim)
@@ -83,7 +83,7 @@ class BackboneContract:
         torch.testing.assert_close(backbone.user_vectors(sequence, pooling="mean"), means, atol=1e-5, rtol=1e-5)
 
     def test_no_position_sees_a_later_one(self) -> None:
-        """If it says it is causal; if it says it is not, some position does."""
+        """No position sees a later one if it says it is causal; if it says it is not, some do."""
         backbone, sequence = self.make(), self.sequence()
         changed = sequence.clone()
         changed[:, -3:] = changed[:, -3:] % NUM_ITEMS + 1
@@ -91,7 +91,7 @@ class BackboneContract:
         assert torch.allclose(one, other, atol=1e-6) == backbone.is_causal
 
     def test_more_padding_changes_no_user(self) -> None:
-        """Vectors are the same with more zeros in front, up to the longest sequence."""
+        """User vectors are the same with more zeros in front, up to the longest sequence."""
         if not self.ignores_padding:
             return
         backbone, sequence = self.make(), self.sequence()
@@ -107,7 +107,7 @@ class BackboneContract:
         torch.testing.assert_close(alone, backbone.user_vectors(sequence), atol=1e-5, rtol=1e-5)
 
     def test_every_parameter_gets_a_gradient(self) -> None:
-        """From predicting source items at all positions, in training mode."""
+        """Each parameter gets a gradient from predicting source items."""
         backbone = self.make().train()
         windows = random_windows(5, LENGTH, NUM_ITEMS)
         backbone(backbone.source_task(windows, torch.Generator().manual_seed(0)).inputs).square().sum().backward()
@@ -123,7 +123,7 @@ class BackboneContract:
                 assert block.get_submodule(site)(hidden).shape == hidden.shape
 
     def test_saved_and_loaded_it_computes_the_same(self, tmp_path: Path) -> None:
-        """Its state is all of it."""
+        """Saved and loaded, it computes the same."""
         backbone, sequence = self.make(), self.sequence()
         write_tensors(tmp_path / "model.safetensors", backbone.state_dict())
         other = randomise(self.make(), seed=1)
@@ -132,7 +132,7 @@ class BackboneContract:
         assert torch.equal(other(sequence), backbone(sequence))
 
     def test_an_accelerator_computes_the_same(self) -> None:
-        """Hidden states and gradients, with no tensor left on the CPU."""
+        """An accelerator computes the same; no tensor is left on the CPU."""
         backbone, sequence = self.make(), self.sequence()
         expected = backbone(sequence)
         expected.square().sum().backward()
@@ -148,6 +148,6 @@ class BackboneContract:
             torch.testing.assert_close(found_gradient.cpu(), gradient, atol=1e-4, rtol=1e-4)
 
     def test_names_of_options_that_do_not_exist_are_refused(self) -> None:
-        """Its options model forbids unknown keys."""
+        """An option that does not exist is refused."""
         with pytest.raises(ValueError, match="nonexistent"):
             resolve(type(self.make()).Options, {"nonexistent": 1}, "backbone")

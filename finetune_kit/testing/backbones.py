@@ -6,6 +6,7 @@ from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from finetune_kit.backbone import Backbone, Context, normal_embedding
@@ -147,6 +148,34 @@ class GlobalBackbone(TinyBackbone):
 def tiny_backbones() -> list[type[Backbone]]:
     """Return the tiny backbones that contracts are tried on."""
     return [TinyBackbone, BufferedBackbone, GlobalBackbone]
+
+
+@st.composite
+def backbones(
+    draw: st.DrawFn,
+    num_items: int = 20,
+    max_length: int = 8,
+    *,
+    min_dim: int = 2,
+    max_dim: int = 9,
+    max_blocks: int = 3,
+    causal: bool | None = None,
+) -> Backbone:
+    """Draw small backbones with random weights, as if pre-trained, in evaluation mode.
+
+    Args:
+        draw: Hypothesis hands it in.
+        num_items: Items of the source domain; `batches` draws from as many.
+        max_length: The longest sequence.
+        min_dim: The least width; of width 1, a LayerNorm forgets its input.
+        max_dim: The greatest width.
+        max_blocks: Most residual blocks.
+        causal: Whether none sees later items, or all do; None draws both.
+    """
+    kinds = [kind for kind in (TinyBackbone, BufferedBackbone, GlobalBackbone) if causal in (None, kind.is_causal)]
+    kind = draw(st.sampled_from(kinds))
+    options = TinyOptions(dim=draw(st.integers(min_dim, max_dim)), num_blocks=draw(st.integers(1, max_blocks)))
+    return randomise(kind(num_items, max_length, options), seed=draw(st.integers(0, 99))).eval()
 
 
 def randomise(module: ModuleT, seed: int = 0) -> ModuleT:

@@ -29,6 +29,8 @@ class PolicyContract:
     """The backbones it is tried on."""
     learns: ClassVar[bool] = True
     """Whether it has parameters."""
+    is_personal: ClassVar[bool] = True
+    """Whether users with other histories get other decisions; a control may treat all alike."""
     ignores_padding: ClassVar[bool] = True
     """Whether more padding changes nothing."""
 
@@ -73,14 +75,14 @@ class PolicyContract:
         torch.testing.assert_close(policy(padded), policy(sequence), atol=1e-5, rtol=1e-5)
 
     def test_users_with_other_histories_get_other_decisions(self, backbone_class: type[Backbone]) -> None:
-        """A policy that treats all users alike is none."""
-        if not self.learns:
+        """Users with other histories get other decisions, unless it says it treats all alike."""
+        if not (self.learns and self.is_personal):
             return
         decisions = self.make(self.make_backbone(backbone_class))(self.sequence())
         assert not torch.allclose(decisions[0], decisions[1], atol=1e-4)
 
     def test_it_shares_nothing_with_the_backbone(self, backbone_class: type[Backbone]) -> None:
-        """Training it leaves the backbone as it is, and it trains whole."""
+        """It shares nothing with the backbone, and all of it trains."""
         backbone = self.make_backbone(backbone_class)
         policy = self.make(backbone)
         own = [parameter.data_ptr() for parameter in policy.parameters()]
@@ -93,7 +95,7 @@ class PolicyContract:
         assert not missing, f"no gradient: {missing}"
 
     def test_an_accelerator_computes_the_same(self, backbone_class: type[Backbone]) -> None:
-        """No tensor is left on the CPU."""
+        """An accelerator computes the same; no tensor is left on the CPU."""
         policy, sequence = self.make(self.make_backbone(backbone_class)), self.sequence()
         expected = policy(sequence)
         with pretend_device() as device:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from finetune_kit.backbone import Backbone
 from finetune_kit.data.batch import Batch
+from finetune_kit.errors import PluginError
 from finetune_kit.files import write_tensors
 from finetune_kit.options import resolve
 from finetune_kit.plugins import installed
@@ -24,6 +26,7 @@ from finetune_kit.strategy import Strategy
 from finetune_kit.task import ItemTask, LabelTask, Task
 from finetune_kit.testing.backbones import randomise, tiny_backbones
 from finetune_kit.testing.batches import random_batch
+from finetune_kit.testing.frozen import frozen_tensors, is_frozen, leading_stages
 
 NUM_ITEMS, NUM_TARGET_ITEMS, NUM_CLASSES, LENGTH, MAX_LENGTH = 20, 9, 3, 7, 12
 
@@ -39,16 +42,17 @@ def label_task(dim: int) -> Task:
 
 
 class StrategyContract:
-    """Derive, name the strategy, and pytest collects its promises; each is tried on every tiny backbone.
+    """Derive, name the strategy, and pytest collects its promises; each is tried on every backbone that it takes.
 
-    For implementers: override `make_batch` or `make_strategy` where the strategy needs more than they give.
+    For implementers: override `make_batch` or `make_strategy` where the strategy needs more than they give. Add to
+    ``backbones`` what else it is for: ``[*tiny_backbones(), installed_backbone("nextitnet", dim=8, num_blocks=2)]``.
     """
 
     strategy: ClassVar[str]
     """Name of the installed strategy."""
     options: ClassVar[Mapping[str, Any]] = {}
     """Its options, where the defaults won't do."""
-    backbones: ClassVar[list[type[Backbone]]] = tiny_backbones()
+    backbones: ClassVar[Sequence[type[Backbone]]] = tiny_backbones()
     """The backbones it is tried on."""
     num_epochs: ClassVar[int] = 2
     """Epochs, of two steps, after which everything that trains has had a gradient."""
@@ -56,9 +60,12 @@ class StrategyContract:
     """Whether it computes what the pre-trained backbone computes, before the first update."""
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Try every promise on every backbone."""
+        """Try every promise on every backbone that the strategy takes, and on the others how it refuses them."""
         if "backbone_class" in metafunc.fixturenames:
-            metafunc.parametrize("backbone_class", self.backbones, ids=lambda backbone: backbone.__name__)
+            taken = [backbone for backbone in self.backbones if _refusal(type(self), backbone) is None]
+            metafunc.parametrize("backbone_class", taken, ids=lambda backbone: backbone.__name__)
+        if "any_backbone" in metafunc.fixturenames:
+            metafunc.parametrize("any_backbone", self.backbones, ids=lambda backbone: backbone.__name__)
 
     def make_backbone(self, backbone_class: type[Backbone]) -> Backbone:
         """Return a backbone with random weights, the same at each call."""
@@ -79,13 +86,21 @@ class StrategyContract:
             backbone = self.make_backbone(backbone_class)
             return strategy(backbone, make_task(backbone.dim), options, seed=seed).eval()
 
+    def refusal(self, backbone_class: type[Backbone]) -> str | None:
+        """Return the words in which the strategy refuses a backbone that it can't use; None where it takes it."""
+        try:
+            self.make_strategy(backbone_class)
+        except PluginError as error:
+            return str(error)
+        return None
+
     def make_batch(self, seed: int = 0) -> Batch:
         """Return what one `forward` of the strategy takes, with source windows if it needs them."""
         num_windows = 4 if self.strategy_class().needs_source_batches else 0
         return random_batch(6, LENGTH, NUM_ITEMS, NUM_TARGET_ITEMS, num_windows=num_windows, seed=seed)
 
     def train(self, strategy: Strategy, device: torch.device | str = "cpu") -> Iterator[Tensor]:
-        """Train for `num_epochs` as the loop does, yielding each loss while its gradients are there."""
+        """Train for `num_epochs` as a run does, to its end, yielding each loss while its gradients are there."""
         trained = [parameter for parameter in strategy.parameters() if strategy.trains(parameter)]
         assert trained, "nothing trains"
         optimizer = torch.optim.Adam(trained, 1e-2)
@@ -100,6 +115,7 @@ class StrategyContract:
                     optimizer.step()
                     optimizer.zero_grad()
         strategy.eval()
+        strategy.finish_training()
 
     def trained(self, backbone_class: type[Backbone], seed: int = 0) -> Strategy:
         """Return the strategy after training, in evaluation mode."""
@@ -112,6 +128,20 @@ class StrategyContract:
         """Return the fine-tuned branches of the blocks of a strategy with gates, first to last."""
         return [block.tuned for block in strategy.backbone.blocks]  # pyrefly: ignore[bad-return]
 
+    # Which backbones it takes
+
+    def test_it_takes_one_of_the_backbones(self) -> None:
+        """It can be built on one of the backbones at least."""
+        refusals = [self.refusal(backbone_class) for backbone_class in self.backbones]
+        assert None in refusals, f"it refuses every backbone: {refusals[0]}"
+
+    def test_a_backbone_is_taken_or_refused_by_name(self, any_backbone: type[Backbone]) -> None:
+        """A backbone that it can't use is refused in one line: strategy, backbone, and what would do."""
+        message = self.refusal(any_backbone)
+        if message is not None:
+            _assert_names(message, self.strategy_class(), self.make_backbone(any_backbone))
+            assert ";" in message, f"what would do? {message}"
+
     # What trains and what rests
 
     def test_a_step_has_a_finite_loss_and_something_trains(self, backbone_class: type[Backbone]) -> None:
@@ -123,7 +153,7 @@ class StrategyContract:
         assert strategy.num_parameters()[0] > 0
 
     def test_it_learns_profile_labels_too(self, backbone_class: type[Backbone]) -> None:
-        """With classes for answers and no negatives, a step has a finite loss and gradients, and classes get scores."""
+        """It learns profile labels too: classes for answers, and no negatives."""
         strategy = self.make_strategy(backbone_class, make_task=label_task)
         batch = self.make_batch()
         batch = replace(
@@ -139,7 +169,7 @@ class StrategyContract:
     def test_what_is_frozen_stays_byte_identical(self, backbone_class: type[Backbone]) -> None:
         """Frozen parameters, and the buffers of modules whose parameters are frozen, don't change."""
         strategy = self.make_strategy(backbone_class)
-        frozen = sorted(_frozen_tensors(strategy) | (strategy.state_dict().keys() - strategy.trained_state().keys()))
+        frozen = sorted(frozen_tensors(strategy) | (strategy.state_dict().keys() - strategy.trained_state().keys()))
         before = {name: strategy.state_dict()[name].clone() for name in frozen}
         for _ in self.train(strategy):
             pass
@@ -150,7 +180,7 @@ class StrategyContract:
     def test_what_is_frozen_stays_in_evaluation_mode(self, backbone_class: type[Backbone]) -> None:
         """Dropout inside what is frozen is off during training."""
         strategy = self.make_strategy(backbone_class).train()
-        awake = [name for name, part in strategy.named_modules() if part.training and _is_frozen(strategy, name)]
+        awake = [name for name, part in strategy.named_modules() if part.training and is_frozen(strategy, name)]
         assert not awake, f"frozen, but in training mode (freeze them with Strategy.freeze): {awake}"
 
     def test_everything_that_trains_gets_a_gradient(self, backbone_class: type[Backbone]) -> None:
@@ -167,13 +197,13 @@ class StrategyContract:
         """What `frozen_stages` counts may be computed once per user and kept."""
         strategy = self.make_strategy(backbone_class)
         sequence = self.make_batch().sequence
-        before = _leading_stages(strategy, sequence)
+        before = leading_stages(strategy, sequence)
         steps = self.train(strategy)
         next(steps)
-        during = _leading_stages(strategy, sequence)  # in training mode
+        during = leading_stages(strategy, sequence)  # in training mode
         for _ in steps:
             pass
-        after = _leading_stages(strategy, sequence)
+        after = leading_stages(strategy, sequence)
         if before is None or during is None or after is None:
             assert before is during is after is None, "the number of frozen stages changed in training"
             return
@@ -244,11 +274,14 @@ class StrategyContract:
         torch.testing.assert_close(one[:, :-2], other[:, :-2], atol=1e-6, rtol=0)
 
     def test_more_padding_changes_no_user(self, backbone_class: type[Backbone]) -> None:
-        """Vectors and gates are the same with more zeros in front."""
+        """User vectors and gates are the same with more zeros in front."""
         strategy, batch = self.trained(backbone_class), self.make_batch()
         if not strategy.is_deterministic:
             return
-        padded = nn.functional.pad(batch.sequence, (MAX_LENGTH - LENGTH, 0))
+        padded, plain = nn.functional.pad(batch.sequence, (MAX_LENGTH - LENGTH, 0)), self.make_backbone(backbone_class)
+        one, other = (plain.eval().user_vectors(sequence) for sequence in (batch.sequence, padded))
+        if not torch.allclose(one, other, atol=1e-5):
+            return  # padding matters to the backbone itself, as its own contract has to say
         one, other = strategy.encode(batch), strategy.encode(_with_sequence(batch, padded))
         torch.testing.assert_close(one.vectors, other.vectors, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(one.gates, other.gates, atol=1e-5, rtol=0)
@@ -269,7 +302,7 @@ class StrategyContract:
     # The same again
 
     def test_the_same_seed_gives_the_same_result(self, backbone_class: type[Backbone]) -> None:
-        """Two trainings end in identical weights."""
+        """Two trainings with one seed end in identical weights."""
         one, other = self.trained(backbone_class).state_dict(), self.trained(backbone_class).state_dict()
         differ = [name for name in one if not torch.equal(one[name], other[name])]
         assert not differ, f"not a function of the seed: {differ}"
@@ -287,7 +320,7 @@ class StrategyContract:
         assert uninterrupted == resumed
 
     def test_saved_and_loaded_it_scores_the_same(self, backbone_class: type[Backbone], tmp_path: Path) -> None:
-        """The trained state, over a fresh build, is all of the model."""
+        """Saved and loaded, it scores the same: the trained state is all of the model."""
         strategy, batch = self.trained(backbone_class), self.make_batch()
         write_tensors(tmp_path / "model.safetensors", strategy.trained_state())
         loaded = self.make_strategy(backbone_class)
@@ -295,8 +328,22 @@ class StrategyContract:
         loaded.load_trained_state(load_file(tmp_path / "model.safetensors"))
         assert torch.equal(_scores(loaded, batch), _scores(strategy, batch))
 
+    def test_merged_it_is_a_plain_backbone_or_says_why_not(self, backbone_class: type[Backbone]) -> None:
+        """After training, it merges into a plain backbone that encodes users as it does, or refuses to."""
+        strategy, batch = self.trained(backbone_class), self.make_batch()
+        try:
+            merged = strategy.merged_backbone().eval()
+        except PluginError as error:
+            _assert_names(str(error), type(strategy), self.make_backbone(backbone_class))
+            return
+        assert merged.state_dict().keys() == self.make_backbone(backbone_class).state_dict().keys()
+        vectors = merged.user_vectors(batch.sequence, pooling=strategy.pooling)
+        torch.testing.assert_close(vectors, strategy.encode(batch).vectors, atol=1e-5, rtol=1e-5)
+        own = {parameter.data_ptr() for parameter in strategy.parameters()}
+        assert not own & {parameter.data_ptr() for parameter in merged.parameters()}, "merged, it shares weights"
+
     def test_an_accelerator_computes_the_same(self, backbone_class: type[Backbone], tmp_path: Path) -> None:
-        """Training, evaluation, saving and loading leave no tensor on the CPU."""
+        """An accelerator computes the same; no tensor is left on the CPU."""
         on_cpu, batch = self.make_strategy(backbone_class), self.make_batch()
         losses = [loss.item() for loss in self.train(on_cpu)]
         with pretend_device() as device:
@@ -310,6 +357,22 @@ class StrategyContract:
         assert found == pytest.approx(losses, abs=1e-4)
         torch.testing.assert_close(scores, _scores(on_cpu, batch), atol=1e-3, rtol=1e-3)
         assert torch.equal(scores, again)
+
+
+@cache
+def _refusal(contract: type[StrategyContract], backbone_class: Any) -> str | None:
+    """Return what `StrategyContract.refusal` says, or None where it breaks: then the tests shall show it."""
+    try:
+        return contract().refusal(backbone_class)
+    except Exception:
+        return None
+
+
+def _assert_names(message: str, strategy: type[Strategy], backbone: Backbone) -> None:
+    """Assert that a refusal is one line that names both who refuses and whom."""
+    assert "\n" not in message
+    for name in (strategy.__name__, type(backbone).__name__):
+        assert name in message, f"{name} is not named: {message}"
 
 
 @torch.no_grad()
@@ -326,30 +389,3 @@ def _only_user(batch: Batch, row: int) -> Batch:
     own = batch.row == row
     user, sequence = batch.user[row : row + 1], batch.sequence[row : row + 1]
     return Batch(user, sequence, torch.zeros_like(batch.row[own]), batch.positive[own], batch.negative[own])
-
-
-@torch.no_grad()
-def _leading_stages(strategy: Strategy, sequence: Tensor) -> Tensor | None:
-    """Return the output of the stages that a strategy says stay frozen for all; None if it says none do."""
-    backbone, num_stages = strategy.backbone, strategy.frozen_stages
-    if num_stages == 0:
-        return None
-    hidden, context = backbone.embed(sequence), backbone.prepare(sequence)
-    for block in list(backbone.blocks)[: num_stages - 1]:
-        hidden = block(hidden, context)
-    return hidden
-
-
-def _frozen_tensors(strategy: Strategy) -> set[str]:
-    """Return the names of frozen parameters and of the buffers beside them."""
-    frozen = {name for name, parameter in strategy.named_parameters() if not parameter.requires_grad}
-    return frozen | {name for name in strategy.state_dict() if _is_frozen(strategy, name.rpartition(".")[0])}
-
-
-def _is_frozen(strategy: Strategy, name: str) -> bool:
-    """Return whether the innermost module around ``name`` that has parameters (or that itself) is frozen."""
-    while True:
-        trains = [parameter.requires_grad for parameter in strategy.get_submodule(name).parameters()]
-        if trains:
-            return not any(trains)
-        name = name.rpartition(".")[0]

@@ -8,7 +8,7 @@ in front, a double comma, the target items, or one profile class. A line of the 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -19,6 +19,7 @@ from finetune_kit.data.prepare import write_dataset
 from finetune_kit.data.reader import DatasetReader
 from finetune_kit.data.tables import RawTable, append_text, find_files
 from finetune_kit.data.text import TextFormat
+from finetune_kit.files import write_text
 from finetune_kit.options import Options
 
 WHOLE_LINE = TextFormat(delimiter="\x01", names=("line",), quote="")
@@ -61,6 +62,12 @@ class ColdRec(DatasetReader):
     Options = ColdRecOptions
     positional: ClassVar[str | None] = "file"
     options: ColdRecOptions
+
+    @classmethod
+    def example(cls, folder: Path) -> dict[str, Any]:
+        """Write the lines of two users into a folder, and return the options that read them."""
+        write_text(folder / "target.csv", "0,0,7,5,7,,3,2\n0,11,5,,3\n")
+        return {"file": str(folder / "target.csv")}
 
     def prepare(self, output: Path) -> None:
         """Write the dataset folder at ``output``.

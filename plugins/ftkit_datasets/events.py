@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,7 @@ from finetune_kit.data.prepare import write_dataset
 from finetune_kit.data.reader import DatasetReader
 from finetune_kit.data.tables import column_names, find_files, load_files
 from finetune_kit.errors import DataError, OptionError
+from finetune_kit.files import write_text
 from finetune_kit.options import Options
 
 ADVICE = "; name another with --user-column, --item-column or --time-column"
@@ -59,6 +60,14 @@ class Events(DatasetReader):
     Options = EventsOptions
     positional: ClassVar[str | None] = "source"
     options: EventsOptions
+
+    @classmethod
+    def example(cls, folder: Path) -> dict[str, Any]:
+        """Write two logs of two users into a folder, and return the options that read them."""
+        rows = {"source": ["ann,x,3", "ann,y,1", "bob,z,2", "ann,x,4"], "target": ["ann,p,9", "bob,q,8"]}
+        for domain, lines in rows.items():
+            write_text(folder / f"{domain}.csv", "\n".join(["user,item,time", *lines, ""]))
+        return {domain: str(folder / f"{domain}.csv") for domain in rows}
 
     def prepare(self, output: Path) -> None:
         """Write the dataset folder at ``output``.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import zipfile
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -23,6 +23,7 @@ from finetune_kit.data.reader import DatasetReader
 from finetune_kit.data.tables import RawTable, append_text
 from finetune_kit.data.text import TextFormat, header_names
 from finetune_kit.errors import DataError, OptionError, did_you_mean
+from finetune_kit.files import write_text
 from finetune_kit.options import Options
 
 TIE_SEED = 20210217
@@ -69,6 +70,18 @@ class MovieLens(DatasetReader):
     Options = MovieLensOptions
     positional: ClassVar[str | None] = "path"
     options: MovieLensOptions
+
+    @classmethod
+    def example(cls, folder: Path) -> dict[str, Any]:
+        """Write two ratings of one made-up user into a folder as published, and return the options that read them."""
+        lines = {
+            "movies.dat": ["1::A (1995)::Animation", "2::B (1990)::Horror"],
+            "users.dat": ["1::F::25::4::12345"],
+            "ratings.dat": ["1::1::5::40", "1::2::5::60"],
+        }
+        for name, rows in lines.items():
+            write_text(folder / name, "".join(f"{row}\n" for row in rows))
+        return {"path": str(folder), "min_source": 1}
 
     def prepare(self, output: Path) -> None:
         """Write the dataset folder at ``output``.

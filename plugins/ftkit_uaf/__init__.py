@@ -27,6 +27,7 @@ def ftkit_strategies() -> list[Component]:
             "Per user and block, frozen or fine-tuned, learned by self-critical reward (TKDE 2021)",
             "ftkit_uaf.rl:UafRl",
             variants={"authors": {"reward": "authors"}},
+            contract={"options": {"curriculum_epochs": 1, "num_candidates": 5}},  # so that two epochs see both phases
         ),
         Component(
             "uaf-random",
@@ -67,5 +68,6 @@ def ftkit_policies() -> list[Component]:
             "global",
             "One learned decision per block for all users alike: the control for learned policies",
             "ftkit_uaf.policies:GlobalPolicy",
+            contract={"is_personal": False},
         ),
     ]
