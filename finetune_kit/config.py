@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_kit.errors import OptionError, did_you_mean
+from finetune_kit import __version__
+from finetune_kit.environment import written_by
+from finetune_kit.errors import CheckpointError, FinetuneKitError, OptionError, did_you_mean
 from finetune_kit.options import Options, resolve
 from finetune_kit.plugins import installed
 from finetune_kit.presets import PRESETS
@@ -137,6 +139,31 @@ def read_toml(path: Path) -> dict[str, dict[str, Any]]:
     for name, table in sections.items():
         if not isinstance(table, dict):
             raise OptionError(f"{path}: the option {name!r} stands outside of a section; put it below one, e.g. [run]")
+    return sections
+
+
+def read_run(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the sections of the ``config.toml`` of a run or a pre-trained backbone.
+
+    Raises:
+        OptionError: When it is not there, or no TOML.
+        CheckpointError: When a section is missing, or this version does not know an option or a name in it.
+    """
+    path = folder / "config.toml"
+    sections = read_toml(path)
+    needed = {"run": {"data", "backbone"}, "files": {"dataset", "dataset_fingerprint"}}
+    if lacking := [
+        f"{name}.{key}" for name, keys in needed.items() for key in sorted(keys - {*sections.get(name, {})})
+    ]:
+        raise CheckpointError(f"{path} is damaged: it lacks {', '.join(lacking)}; copy or make the folder again")
+    run = dict(sections["run"])
+    if "finetune" not in sections:  # a pre-trained backbone is used without what it was made by and for
+        run = {name: value for name, value in run.items() if name not in ("strategy", "trackers")}
+    try:
+        resolve_config({**sections, "run": run})
+    except FinetuneKitError as error:
+        writer = sections.get("versions", {}).get("finetune-kit")
+        raise CheckpointError(f"{path}: {error}{'' if writer == __version__ else f'; {written_by(writer)}'}") from None
     return sections
 
 
