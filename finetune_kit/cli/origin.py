@@ -54,10 +54,21 @@ class Origin:
 
     @property
     def base(self) -> Path | None:
-        """The pre-trained backbone that the folder is, or that the run started from; None where it had none."""
+        """The pre-trained backbone that the folder is, or that the run started from; None where it had none.
+
+        Raises:
+            CheckpointError: When it is not there any more.
+        """
         if self.facts["kind"] == "pretrained":
             return self.folder
-        return None if self.facts["base"] is None else self.folder / self.facts["base"]["path"]
+        if self.facts["base"] is None:
+            return None
+        base = self.folder / self.facts["base"]["path"]
+        if not base.is_dir():
+            raise CheckpointError(
+                f"the base of {str(self.folder)!r} is no longer at {str(base)!r}; put it there, or name it with --from"
+            )
+        return base
 
     def goes_on(self, strategy: str | None) -> bool:
         """Return whether the run's own weights go on under a strategy; None stands for the run's."""

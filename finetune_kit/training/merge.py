@@ -55,8 +55,8 @@ def merge(run: Run, folder: Path) -> dict[str, Any]:
     was = metrics_of(run.folder)
     tensors = {f"{BACKBONE}{name}": tensor for name, tensor in plain.backbone.state_dict().items()}
     tensors |= {f"{TASK}{name}": tensor for name, tensor in plain.task.state_dict().items()}
-    origin = {"strategy": run.config.run.strategy, "run": str(run.folder.resolve()), "hash": run.facts["hash"]}
-    about = {"merged_from": {**origin, "base": run.facts["base"]}}
+    origin = {"strategy": run.config.run.strategy, "run": str(run.folder.resolve())}
+    about = {"merged_from": {**origin, "hash": run.facts["hash"], "base": run.facts["base"]}}
     total = plain.num_parameters()[1]
     spent = {"pretrain": was["seconds"]["pretrain"] + was["seconds"]["finetune"]}
     metrics = {**was, "trainable_parameters": total, "total_parameters": total, "seconds": {**was["seconds"], **spent}}

@@ -21,19 +21,18 @@ FEW, MANY = ("p", "q", "r"), ("o", "p", "q", "r")
 
 def make(folder: Path, source: tuple[str, ...], target: tuple[str, ...], users: int, first: int = 0) -> Dataset:
     """Prepare a dataset: user u begins with source item u and goes on around the catalogue, twice; so in the target."""
+    steps = {"source": (source, 2 * len(source)), "target": (target, 2)}
     with preparing(folder) as preparation:
-        sql = preparation.connection
-        for table, items, length in (("source", source, 2 * len(source)), ("target", target, 2)):
-            sql.execute(f'CREATE TABLE {table} ("user" VARCHAR, item VARCHAR, time BIGINT, tie BIGINT)')
-            rows = [
-                (f"u{user:03}", items[(user + step) % len(items)], step, 0)
-                for user in range(first, first + users)
-                for step in range(length)
-            ]
-            sql.executemany(f"INSERT INTO {table} VALUES (?, ?, ?, ?)", rows)
-        sql.execute('CREATE TABLE labels ("user" VARCHAR, kind VARCHAR)')
-        kinds = [(f"u{user:03}", f"{target[user % len(target)]}-kind") for user in range(first, first + users)]
-        sql.executemany("INSERT INTO labels VALUES (?, ?)", kinds)
+        for table, (items, length) in steps.items():
+            preparation.connection.execute(
+                f"""CREATE TABLE {table} AS SELECT printf('u%03d', u) AS user,
+                {list(items)}[1 + (u + step) % {len(items)}] AS item, step::BIGINT AS time, 0 AS tie
+                FROM range({first}, {first + users}) a(u), range({length}) b(step)"""
+            )
+        preparation.connection.execute(
+            f"""CREATE TABLE labels AS SELECT printf('u%03d', u) AS user,
+            {list(target)}[1 + u % {len(target)}] || '-kind' AS kind FROM range({first}, {first + users}) a(u)"""
+        )
         write_dataset(preparation, options={}, inputs=[])
     return Dataset.open(folder)
 
