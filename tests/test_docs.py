@@ -83,7 +83,7 @@ def test_the_example_of_a_reader_prepares_a_dataset(ftkit, example):
     assert Dataset.open(Path("out")).raw_source_items() == ["x", "y"]
 
 
-@pytest.mark.parametrize("document", ["docs/tutorial.md", "docs/data.md", "docs/recommend.md"])
+@pytest.mark.parametrize("document", ["docs/tutorial.md", "docs/data.md", "docs/recommend.md", "docs/checkpoints.md"])
 def test_every_block_of_a_document_runs_and_prints_what_it_shows(document, ftkit):
     for language, block in blocks(document, "python", "console"):
         if language == "python":

@@ -81,10 +81,11 @@ def finetune(
         folder = arg.run_folder(runner.config, runner.dataset.name, output, resume=resume, overwrite=overwrite)
         runner.refuse_early()
         if not is_finished(folder, runner, resume):
+            earlier_run = origin.run_that_goes_on(runner, growth)
             with arg.replacing(folder, overwrite=overwrite):
                 start = None
                 if growth is not None:
                     base = None if base is None else growth.grow_base(base, folder.parent / "pretrained")
-                    start = origin.start(runner, growth, base)
+                    start = None if earlier_run is None else growth.grow_run(earlier_run, base)
                 runner.finetune(folder, base, start)
         print_result(folder, json)

@@ -13,9 +13,9 @@ from finetune_kit.errors import CheckpointError, OptionError
 from finetune_kit.sections import DataOptions
 
 if TYPE_CHECKING:
+    from finetune_kit.training.assemble import Run
     from finetune_kit.training.grow import Growth
     from finetune_kit.training.run import Runner
-    from finetune_kit.training.stages import Start
 
 Sections = dict[str, dict[str, Any]]
 
@@ -146,10 +146,14 @@ class Origin:
             f"({(was == 0).sum():,} were trained on); {(was < 0).sum():,} are split anew"
         )
 
-    def start(self, runner: Runner, growth: Growth, base: Path | None) -> Start | None:
-        """Return the weights that the run goes on from; None where another strategy begins."""
+    def run_that_goes_on(self, runner: Runner, growth: Growth | None) -> Run | None:
+        """Return the run whose weights go on, loaded; None where a strategy begins anew.
+
+        Raises:
+            CheckpointError: When it is damaged, or does not belong to its base or dataset.
+        """
         from finetune_kit.training.assemble import load_run
 
-        if not self.goes_on(runner.config.run.strategy):
+        if growth is None or not self.goes_on(runner.config.run.strategy):
             return None
-        return growth.grow_run(load_run(self.folder, growth.old), base)
+        return load_run(self.folder, growth.old)
