@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,8 +142,12 @@ def read_toml(path: Path) -> dict[str, dict[str, Any]]:
     return sections
 
 
-def read_run(folder: Path) -> dict[str, dict[str, Any]]:
+def read_run(folder: Path, needed: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
     """Return the sections of the ``config.toml`` of a run or a pre-trained backbone.
+
+    Args:
+        folder: Where it stands.
+        needed: Sections that must be there; `SECTIONS` for a run.
 
     Raises:
         OptionError: When it is not there, or no TOML.
@@ -151,10 +155,10 @@ def read_run(folder: Path) -> dict[str, dict[str, Any]]:
     """
     path = folder / "config.toml"
     sections = read_toml(path)
-    needed = {"run": {"data", "backbone"}, "files": {"dataset", "dataset_fingerprint"}}
-    if lacking := [
-        f"{name}.{key}" for name, keys in needed.items() for key in sorted(keys - {*sections.get(name, {})})
-    ]:
+    keys = {"run": {"data", "backbone"}, "files": {"dataset", "dataset_fingerprint"}}
+    lacking = [f"[{name}]" for name in needed if name not in sections]
+    lacking += [f"{name}.{key}" for name, own in keys.items() for key in sorted(own - {*sections.get(name, {})})]
+    if lacking:
         raise CheckpointError(f"{path} is damaged: it lacks {', '.join(lacking)}; copy or make the folder again")
     run = dict(sections["run"])
     if "finetune" not in sections:  # a pre-trained backbone is used without what it was made by and for

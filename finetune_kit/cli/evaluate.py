@@ -30,7 +30,7 @@ def evaluate(
     """
     from finetune_kit.checkpoint import read_facts
     from finetune_kit.cli.output import warn
-    from finetune_kit.config import read_run, resolve_config
+    from finetune_kit.config import SECTIONS, read_run, resolve_config
     from finetune_kit.data.earlier import Earlier
     from finetune_kit.training.assemble import is_merged, load_run
     from finetune_kit.training.device import make_fabric
@@ -39,7 +39,7 @@ def evaluate(
 
     facts = read_facts(folder)  # says what is wrong with a folder that is no run
     dataset = dataset_of(folder, data, "on another dataset training and test instances would mix")
-    sections = read_run(folder)
+    sections = read_run(folder, SECTIONS)
     asked = arg.read_sections(None, set_, {"device": device, "precision": precision})
     if is_merged(facts) and "strategy" in asked:
         raise OptionError(f"strategy.* has no effect: {str(folder)!r} is a merged run, a plain backbone with a head")

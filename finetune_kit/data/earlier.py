@@ -54,9 +54,13 @@ class Earlier:
             return None
         try:
             table = read_table(folder / name)
-            part = np.array([PARTS.index(part) for part in table["part"]], dtype=np.int64)
+            part = np.full(len(table["part"]), NEW)
+            for index, known in enumerate(PARTS):
+                part[table["part"] == known] = index
+            if NEW in part:
+                raise ValueError(f"a part is none of {', '.join(PARTS)}")
             return cls(table["user"], table["item"], part)
-        except Exception as error:  # DuckDB's, or a column or part that does not exist
+        except Exception as error:  # DuckDB's, or for a column that does not exist
             raise CheckpointError(f"{folder / name} is damaged: {str(error).splitlines()[0]}") from error
 
     @classmethod

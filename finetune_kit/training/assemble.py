@@ -11,7 +11,7 @@ from torch import Tensor
 
 from finetune_kit.backbone import Backbone
 from finetune_kit.checkpoint import PRETRAINED, RUN, load_model, read_facts, refuse_other
-from finetune_kit.config import Config, read_run, resolve_config
+from finetune_kit.config import SECTIONS, Config, read_run, resolve_config
 from finetune_kit.data.labelled import for_task
 from finetune_kit.errors import CheckpointError, FinetuneKitError, PluginError
 from finetune_kit.plugins import installed
@@ -149,8 +149,8 @@ def load_run(folder: Path, dataset: Dataset, base: Path | None = None, options: 
     tensors, facts = load_model(folder)
     if facts["kind"] != RUN and not is_merged(facts):
         raise CheckpointError(f"{str(folder)!r} holds a {facts['kind']}, not a fine-tuned run")
-    sections = read_run(folder)
-    sections["strategy"] = {**sections.get("strategy", {}), **(options or {})}
+    sections = read_run(folder, SECTIONS)
+    sections["strategy"] = {**sections["strategy"], **(options or {})}
     config = resolve_config(sections)
     dataset = for_task(dataset, config.run.task)
     refuse_other(facts, {**backbone_facts(config, dataset), **target_facts(dataset)}, folder)

@@ -31,7 +31,7 @@ from finetune_kit.seeding import derive_seed
 from finetune_kit.strategy import Strategy
 from finetune_kit.training.assemble import Run, backbone_facts, build_backbone, build_strategy, load_base
 from finetune_kit.training.folders import metrics_of, write_base
-from finetune_kit.training.merge import TOLERANCE, made_up_users, users_only
+from finetune_kit.training.merge import TOLERANCE, made_up_users, relative, users_only
 from finetune_kit.training.pretrain import NextItem
 from finetune_kit.training.rows import Domain, Shapes, carry_over, find_axes
 from finetune_kit.training.stages import Start
@@ -180,9 +180,8 @@ class Growth:
         for strategy, source, target in sides:
             ids = np.concatenate([[0], source + 1])[index]  # (users, length)
             vectors = strategy.encode(users_only(users.user, torch.from_numpy(ids))).vectors
-            scores.append(strategy.task.scores(vectors)[:, torch.from_numpy(target)].double())
-        difference = (scores[0] - scores[1]).abs().max() / scores[0].abs().max().clamp(min=1e-12)
-        if not difference <= TOLERANCE:
+            scores.append(strategy.task.scores(vectors)[:, torch.from_numpy(target)])
+        if (difference := relative(*scores)) > TOLERANCE:
             raise CheckpointError(
                 f"grown, {self.config.run.strategy!r} computes something else for known items: scores differ by "
                 f"{difference:.2g} of the largest; it can't go on with other items, or not with other options"

@@ -8,7 +8,7 @@ them does not measure on these.
 
 from __future__ import annotations
 
-import shutil
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from finetune_kit.config import SECTIONS
 from finetune_kit.data.batch import Batch
-from finetune_kit.data.earlier import SPLIT
-from finetune_kit.errors import FinetuneKitError, OptionError, PluginError
+from finetune_kit.data.earlier import SPLIT, Earlier
+from finetune_kit.errors import CheckpointError, FinetuneKitError, OptionError, PluginError
 from finetune_kit.seeding import generator
 from finetune_kit.strategy import Strategy
 from finetune_kit.training.assemble import BACKBONE, TASK, Plain, Run, build_strategy, is_merged, target_facts
@@ -40,6 +40,7 @@ def merge(run: Run, folder: Path) -> dict[str, Any]:
     Raises:
         PluginError: When the strategy can't be merged, or what it merged into computes something else.
         OptionError: When the run is merged already, or ``folder`` is the run's.
+        CheckpointError: When the run's folder is not whole.
     """
     if is_merged(run.facts):
         raise OptionError(f"{str(run.folder)!r} is merged already")
@@ -47,21 +48,23 @@ def merge(run: Run, folder: Path) -> dict[str, Any]:
         raise OptionError(f"--output {str(folder)!r} is the run itself; name another folder")
     plain = merged_strategy(run)
     difference = largest_difference(run.strategy, plain, run.config.data.max_length)
-    if not difference <= TOLERANCE:
+    if difference > TOLERANCE:
         raise PluginError(
             f"what {run.config.run.strategy!r} merged into computes something else: scores of random users differ by "
             f"{difference:.2g} of the largest, {TOLERANCE:.0e} is allowed; use the run as it is"
         )
-    was = metrics_of(run.folder)
+    parts, was = Earlier.read(run.folder, SPLIT), metrics_of(run.folder)
+    if parts is None:
+        raise CheckpointError(f"{str(run.folder)!r} is damaged: there is no {SPLIT}; copy or make the folder again")
     tensors = {f"{BACKBONE}{name}": tensor for name, tensor in plain.backbone.state_dict().items()}
     tensors |= {f"{TASK}{name}": tensor for name, tensor in plain.task.state_dict().items()}
     origin = {"strategy": run.config.run.strategy, "run": str(run.folder.resolve())}
     about = {"merged_from": {**origin, "hash": run.facts["hash"], "base": run.facts["base"]}}
     total = plain.num_parameters()[1]
-    spent = {"pretrain": was["seconds"]["pretrain"] + was["seconds"]["finetune"]}
-    metrics = {**was, "trainable_parameters": total, "total_parameters": total, "seconds": {**was["seconds"], **spent}}
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(run.folder / SPLIT, folder / SPLIT)
+    seconds = was.get("seconds", {})
+    seconds = {**seconds, "pretrain": seconds.get("pretrain", 0.0) + seconds.get("finetune", 0.0)}
+    metrics = {**was, "trainable_parameters": total, "total_parameters": total, "seconds": seconds}
+    parts.write(folder, SPLIT)
     facts = {**target_facts(run.dataset), "about": about}
     digest = write_base(folder, run.config, run.dataset, tensors, metrics, facts, SECTIONS)
     return {"hash": digest, "difference": difference, **origin}
@@ -90,20 +93,22 @@ def merged_strategy(run: Run) -> Strategy:
 
 @torch.no_grad()
 def largest_difference(one: Strategy, other: Strategy, max_length: int) -> float:
-    """Return how far the scores of two strategies differ on made-up users, relative to the largest; NaN is infinite.
+    """Return how far the scores of two strategies differ on made-up users, relative to the largest.
 
     Args:
         one: A strategy in evaluation mode, on the CPU.
         other: Another, of the same items.
         max_length: Length of the users' sequences; they have 1 to as many items.
     """
-    scores = [
-        strategy.task.scores(strategy.encode(batch).vectors).double()
-        for strategy in (one, other)
-        for batch in [made_up_users(one.backbone.num_items, max_length)]
-    ]
-    difference = ((scores[0] - scores[1]).abs().max() / scores[0].abs().max().clamp(min=1e-12)).item()
-    return difference if difference == difference else float("inf")
+    batch = made_up_users(one.backbone.num_items, max_length)
+    return relative(*(strategy.task.scores(strategy.encode(batch).vectors) for strategy in (one, other)))
+
+
+def relative(expected: Tensor, found: Tensor) -> float:
+    """Return the largest difference of two tensors, relative to the largest expected value; infinite for NaN."""
+    expected, found = expected.double(), found.double()
+    difference = ((expected - found).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
+    return float("inf") if math.isnan(difference) else difference
 
 
 def made_up_users(num_items: int, max_length: int) -> Batch:

@@ -151,6 +151,17 @@ def test_a_merged_run_is_a_base_that_says_where_it_comes_from(dataset, bases, tm
     assert load_run(tmp_path / "next", dataset).facts["base"]["hash"] == told["hash"]
 
 
+@pytest.mark.parametrize(("name", "text"), [("split.parquet", None), ("split.parquet", "no"), ("metrics.json", "{")])
+def test_a_run_that_is_not_whole_is_not_merged(dataset, bases, tmp_path, name, text):
+    run = load_run(run_of("finetune-all", dataset, bases, tmp_path / "run"), dataset)
+    (tmp_path / "run" / name).unlink()
+    if text is not None:
+        (tmp_path / "run" / name).write_text(text)
+    with pytest.raises(CheckpointError, match=name):
+        merge(run, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
 def test_weights_that_are_no_numbers_are_refused(dataset, bases, tmp_path):
     run = load_run(run_of("finetune-all", dataset, bases, tmp_path / "run"), dataset)
     with torch.no_grad():
@@ -171,6 +182,9 @@ def test_a_run_of_a_later_version_names_the_option_that_is_not_known(dataset, ba
     ) as told:
         load_run(tmp_path / "run", dataset)
     assert "config.toml" in str(told.value)
+    config.write_text(text.replace("[strategy]", ""))
+    with pytest.raises(CheckpointError, match=r"config\.toml is damaged: it lacks \[strategy\]; copy or make"):
+        load_run(tmp_path / "run", dataset)
     config.write_text(text.replace("[files]", "[fils]"))
     with pytest.raises(CheckpointError, match=r"lacks files\.dataset, files\.dataset_fingerprint"):
         load_run(tmp_path / "run", dataset)
