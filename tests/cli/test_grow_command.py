@@ -129,7 +129,7 @@ def test_an_interrupted_growth_goes_on_to_the_same_weights(here, monkeypatch):
     from ftkit_trackers.jsonl import JsonLines
 
     def stop(self, stage, values):
-        if values["epoch"] == 1:
+        if values["epoch"] == 2:
             raise KeyboardInterrupt
 
     ftkit, old = here, run(here, "finetune-all")
@@ -138,8 +138,9 @@ def test_an_interrupted_growth_goes_on_to_the_same_weights(here, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(JsonLines, "record", stop)
         assert ftkit(*arguments, "--output", "halves").code == 130
-    # what was interrupted before its first state was written starts over, from the same weights
-    assert ftkit(*arguments, "--output", "halves", "--resume").code == 0
+    done = ftkit(*arguments, "--output", "halves", "--resume")
+    assert done.code == 0
+    assert "finetune: going on after epoch 1" in done.err
     assert Path("halves/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
     assert ftkit(*arguments, "--output", "halves", "--resume").code == 0
 
