@@ -2,6 +2,9 @@
 
 A folder holds ``model.safetensors`` and ``model.json``. A pre-trained backbone holds all its weights; a fine-tuned
 run holds only what its strategy trained, and the hash of the backbone that it started from.
+
+A reader must understand every fact in ``model.json`` but those below ``about``, which are told for the record. So a
+later version that adds a fact on which the weights' meaning depends is refused by earlier ones, never misread.
 """
 
 from __future__ import annotations
@@ -17,10 +20,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from finetune_kit import __version__
+from finetune_kit.environment import written_by
 from finetune_kit.errors import CheckpointError
 from finetune_kit.files import write_json, write_tensors
 
 FORMAT_VERSION = 1
+PRETRAINED, RUN = "pretrained", "fine-tuned run"
+"""The kinds of folders."""
+_BACKBONE = {"kind", "backbone", "backbone_options", "max_length", "num_source_items", "source_items_hash", "base"}
+_HEAD = {"num_target_items", "target_items_hash"}
+NEEDED = {PRETRAINED: _BACKBONE, RUN: _BACKBONE | _HEAD | {"strategy"}}
+"""What must be known of weights of a kind, besides format version and hash."""
+KNOWN = NEEDED[RUN] | {"format_version", "hash", "written_by", "about"}
+"""Every fact that this version understands."""
 
 
 def save_model(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
@@ -29,11 +42,14 @@ def save_model(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
     Args:
         folder: Run folder.
         tensors: By name, on any device.
-        facts: What must hold to load them: plain JSON values.
+        facts: What must hold to load them: plain JSON values, those that `NEEDED` names for their ``kind``; below
+            ``about`` anything that is told for the record.
     """
+    assert NEEDED[facts["kind"]] <= facts.keys() <= KNOWN, "a fact that is not in KNOWN would be refused when read"
     write_tensors(folder / "model.safetensors", tensors)
     digest = file_hash(folder / "model.safetensors")
-    write_json(folder / "model.json", {"format_version": FORMAT_VERSION, "hash": digest, **facts})
+    head = {"format_version": FORMAT_VERSION, "written_by": __version__, "hash": digest}
+    write_json(folder / "model.json", {**head, **facts})
     return digest
 
 
@@ -60,7 +76,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """Return ``model.json`` of a folder.
 
     Raises:
-        CheckpointError: When it is not there, no JSON, or of another format version.
+        CheckpointError: When it is not there, damaged, or written by a later version that means more by it.
     """
     path = folder / "model.json"
     try:
@@ -69,13 +85,35 @@ def read_facts(folder: Path) -> dict[str, Any]:
         is_comparison = (folder / "comparison.json").exists()
         advice = f"its runs are in {str(folder / 'runs')!r}" if is_comparison else "name a finished run's folder"
         raise CheckpointError(f"{str(folder)!r} holds no model: there is no {path.name}; {advice}") from None
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:  # no file, not UTF-8, no JSON
         raise CheckpointError(f"{path} can't be read: {error}") from error
-    if facts.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has format version {facts.get('format_version')}, this ftkit reads {FORMAT_VERSION}"
-        )
+    if not isinstance(facts, dict) or not isinstance(facts.get("format_version"), int):
+        raise CheckpointError(f"{path} is damaged: it names no format_version; copy or make the folder again")
+    _refuse_later(facts, path)
+    _refuse_incomplete(facts, path)
     return facts
+
+
+def _refuse_later(facts: Mapping[str, Any], path: Path) -> None:
+    """Raise for facts that this version does not understand."""
+    writer = written_by(facts.get("written_by"))
+    if (found := facts["format_version"]) != FORMAT_VERSION:
+        raise CheckpointError(f"{path} has format version {found}, this ftkit reads {FORMAT_VERSION}; {writer}")
+    if unknown := sorted(facts.keys() - KNOWN):
+        raise CheckpointError(f"{path} says {', '.join(unknown)}, which this ftkit does not know; {writer}")
+    if "kind" in facts and facts["kind"] not in NEEDED:
+        raise CheckpointError(f"{path} is of the kind {facts['kind']!r}, which this ftkit does not know; {writer}")
+
+
+def _refuse_incomplete(facts: Mapping[str, Any], path: Path) -> None:
+    """Raise for facts that are not there, or no facts."""
+    needed = {"hash", *NEEDED.get(facts.get("kind", RUN), set())}
+    lacking = sorted(needed - facts.keys())
+    base = facts.get("base")
+    if base is not None and not (isinstance(base, dict) and {"path", "hash"} <= base.keys()):
+        lacking = ["base.path and base.hash"]
+    if lacking:
+        raise CheckpointError(f"{path} is damaged: it lacks {', '.join(lacking)}; copy or make the folder again")
 
 
 def refuse_other(facts: Mapping[str, Any], expected: Mapping[str, Any], where: Path) -> None:

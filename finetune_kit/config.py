@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_kit.errors import OptionError, did_you_mean
+from finetune_kit import __version__
+from finetune_kit.environment import written_by
+from finetune_kit.errors import CheckpointError, FinetuneKitError, OptionError, did_you_mean
 from finetune_kit.options import Options, resolve
 from finetune_kit.plugins import installed
 from finetune_kit.presets import PRESETS
@@ -137,6 +139,35 @@ def read_toml(path: Path) -> dict[str, dict[str, Any]]:
     for name, table in sections.items():
         if not isinstance(table, dict):
             raise OptionError(f"{path}: the option {name!r} stands outside of a section; put it below one, e.g. [run]")
+    return sections
+
+
+def read_run(folder: Path, needed: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
+    """Return the sections of the ``config.toml`` of a run or a pre-trained backbone.
+
+    Args:
+        folder: Where it stands.
+        needed: Sections that must be there; `SECTIONS` for a run.
+
+    Raises:
+        OptionError: When it is not there, or no TOML.
+        CheckpointError: When a section is missing, or this version does not know an option or a name in it.
+    """
+    path = folder / "config.toml"
+    sections = read_toml(path)
+    keys = {"run": {"data", "backbone"}, "files": {"dataset", "dataset_fingerprint"}}
+    lacking = [f"[{name}]" for name in needed if name not in sections]
+    lacking += [f"{name}.{key}" for name, own in keys.items() for key in sorted(own - {*sections.get(name, {})})]
+    if lacking:
+        raise CheckpointError(f"{path} is damaged: it lacks {', '.join(lacking)}; copy or make the folder again")
+    run = dict(sections["run"])
+    if "finetune" not in sections:  # a pre-trained backbone is used without what it was made by and for
+        run = {name: value for name, value in run.items() if name not in ("strategy", "trackers")}
+    try:
+        resolve_config({**sections, "run": run})
+    except FinetuneKitError as error:
+        writer = sections.get("versions", {}).get("finetune-kit")
+        raise CheckpointError(f"{path}: {error}{'' if writer == __version__ else f'; {written_by(writer)}'}") from None
     return sections
 
 

@@ -6,6 +6,8 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 
+from finetune_kit import __version__
+
 PACKAGES = ("finetune-kit", "torch", "lightning-fabric", "numpy", "duckdb", "pydantic", "safetensors", "scipy")
 
 
@@ -24,6 +26,12 @@ def git_state() -> dict[str, str | bool]:
     """Return commit and cleanliness of the git checkout around the working folder; empty outside of one."""
     commit = _git("rev-parse", "HEAD")
     return {"commit": commit, "is_dirty": bool(_git("status", "--porcelain"))} if commit else {}
+
+
+def written_by(writer: str | None) -> str:
+    """Return who wrote a file that this version can't use, and what to do: the end of an error's line."""
+    name = f"ftkit {writer}" if writer else "an ftkit that did not say its version"
+    return f"it was written by {name}, this is {__version__}: use the version that wrote it, or a later one"
 
 
 def _git(*arguments: str) -> str:

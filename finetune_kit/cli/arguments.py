@@ -97,7 +97,7 @@ def read_sections(
                 )
             given[section][option] = value
     for name, options in given.items():
-        sections[name] = _merged(sections.get(name, {}), options)
+        sections[name] = merged(sections.get(name, {}), options)
     return sections
 
 
@@ -111,12 +111,13 @@ def where_it_is(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]
     return sections
 
 
-def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(old)
+def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return both mappings in one, the new one's values where both have them, and so within nested ones."""
+    both = dict(old)
     for key, value in new.items():
-        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value) if nested else value
-    return merged
+        nested = isinstance(value, Mapping) and isinstance(both.get(key), Mapping)
+        both[key] = merged(both[key], value) if nested else value
+    return both
 
 
 def run_folder(config: Config, dataset: str, output: Path | None, *, resume: bool, overwrite: bool) -> Path:
@@ -131,10 +132,8 @@ def run_folder(config: Config, dataset: str, output: Path | None, *, resume: boo
     if resume and overwrite:
         raise OptionError("--resume goes on with a run and --overwrite replaces it; give one of them")
     if output is not None:
-        if output.exists() and not output.is_dir():
-            raise OptionError(f"--output {str(output)!r} is a file; name a folder")
-        if output.is_dir() and any(output.iterdir()):
-            _refuse_to_lose(output, resume=resume, overwrite=overwrite)
+        if not (resume and output.is_dir()):
+            refuse_taken(output, overwrite=overwrite)
         return output
     stem = Path("runs") / f"{config.run.strategy}-{dataset}-s{config.run.seed}-{_digest(config)}"
     taken = [stem, *(stem.with_name(f"{stem.name}-{n}") for n in range(2, 10_000))]
@@ -162,17 +161,28 @@ def replacing(folder: Path, *, overwrite: bool) -> Iterator[None]:
     shutil.rmtree(aside)
 
 
-def _refuse_to_lose(output: Path, *, resume: bool, overwrite: bool) -> None:
-    """Raise unless what stands in the folder is to be gone on with, or is a run that is to be replaced."""
+def refuse_taken(
+    output: Path, *, overwrite: bool, advice: str = "--resume goes on with it, --overwrite replaces it"
+) -> None:
+    """Raise if what stands in ``--output`` would be lost that is not a run to be replaced.
+
+    Args:
+        output: The folder that is to be written.
+        overwrite: Whether a run that is there is to be replaced.
+        advice: What can be done about a run that is there.
+    """
     from finetune_kit.config import RECORDED, read_toml
 
-    if resume:
+    if output.exists() and not output.is_dir():
+        raise OptionError(f"--output {str(output)!r} is a file; name a folder")
+    if not output.is_dir() or not any(output.iterdir()):
         return
     config = output / "config.toml"
     is_run = config.exists() and read_toml(config).keys() >= {"run", *RECORDED}  # nobody else writes these
     if not overwrite or not is_run:
-        advice = "--resume goes on with it, --overwrite replaces it" if is_run else "it is no run; name another folder"
-        raise OptionError(f"--output {str(output)!r} is not empty: {advice}")
+        raise OptionError(
+            f"--output {str(output)!r} is not empty: {advice if is_run else 'it is no run; name another folder'}"
+        )
 
 
 def _digest(config: Config) -> str:

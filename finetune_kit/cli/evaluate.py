@@ -30,16 +30,20 @@ def evaluate(
     """
     from finetune_kit.checkpoint import read_facts
     from finetune_kit.cli.output import warn
-    from finetune_kit.config import read_toml, resolve_config
-    from finetune_kit.training.assemble import load_run
+    from finetune_kit.config import SECTIONS, read_run, resolve_config
+    from finetune_kit.data.earlier import Earlier
+    from finetune_kit.training.assemble import is_merged, load_run
     from finetune_kit.training.device import make_fabric
     from finetune_kit.training.measure import MEASURED, measure
     from finetune_kit.training.run import Runner
 
-    read_facts(folder)  # says what is wrong with a folder that is no run
+    facts = read_facts(folder)  # says what is wrong with a folder that is no run
     dataset = dataset_of(folder, data, "on another dataset training and test instances would mix")
-    sections = read_toml(folder / "config.toml")
-    for name, options in arg.read_sections(None, set_, {"device": device, "precision": precision}).items():
+    sections = read_run(folder, SECTIONS)
+    asked = arg.read_sections(None, set_, {"device": device, "precision": precision})
+    if is_merged(facts) and "strategy" in asked:
+        raise OptionError(f"strategy.* has no effect: {str(folder)!r} is a merged run, a plain backbone with a head")
+    for name, options in asked.items():
         _refuse_what_trained(name, options, sections["run"]["strategy"])
         sections[name] = {**sections.get(name, {}), **options}
     if protocol and sections["run"].get("task", "items") != "items":
@@ -50,7 +54,8 @@ def evaluate(
         sections["evaluation"] = {**sections["evaluation"], "protocols": protocol}
     config = resolve_config(sections)
     run = load_run(folder, dataset, base, sections["strategy"])
-    runner = Runner(config, dataset, make_fabric(config.run.device, config.run.precision), ConsoleProgress())
+    fabric, earlier = make_fabric(config.run.device, config.run.precision), Earlier.read(folder)
+    runner = Runner(config, dataset, fabric, ConsoleProgress(), earlier=earlier)
     runner.fabric.to_device(run.strategy)
     was = {key: value for key, value in read_metrics(folder).items() if key not in MEASURED}
     metrics = {**was, **measure(runner, run.strategy).metrics}

@@ -11,7 +11,19 @@ from typing import Annotated, Any
 
 import typer
 
-from finetune_kit.cli import compare, data, environment, evaluate, listings, plugins, recommend, sections, train
+from finetune_kit.cli import (
+    compare,
+    data,
+    environment,
+    evaluate,
+    finetune,
+    listings,
+    merge,
+    plugins,
+    recommend,
+    sections,
+    train,
+)
 
 app = typer.Typer(
     name="ftkit",
@@ -23,9 +35,10 @@ app = typer.Typer(
 )
 app.command("run")(train.run)
 app.command("pretrain")(train.pretrain)
-app.command("finetune")(train.finetune)
+app.command("finetune")(finetune.finetune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("recommend")(recommend.recommend)
+app.command("merge")(merge.merge)
 app.command("compare")(compare.compare)
 app.add_typer(data.app, name="data")
 app.add_typer(listings.strategies, name="strategies")

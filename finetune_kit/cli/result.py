@@ -26,29 +26,33 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     path = folder / "metrics.json"
     if not path.exists():
         raise CheckpointError(f"{str(folder)!r} is not finished: there is no {path.name}; go on with it by --resume")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or not even UTF-8
+        raise CheckpointError(f"{path} is damaged: {error}; copy or make the folder again") from error
 
 
-def dataset_of(folder: Path, data: str | None, otherwise: str) -> Dataset:
+def dataset_of(folder: Path, data: str | None, otherwise: str, option: str = "--data") -> Dataset:
     """Return the dataset that a run was trained on.
 
     Args:
         folder: Run folder.
         data: Where the dataset was moved; None takes the place that the run remembers.
         otherwise: What would happen with another dataset; stands in the error.
+        option: The option by which ``data`` is given.
 
     Raises:
         CheckpointError: When the dataset is not there any more, or another.
     """
-    from finetune_kit.config import read_toml
+    from finetune_kit.config import read_run
     from finetune_kit.data.dataset import Dataset
     from finetune_kit.data.named import resolve_dataset
 
-    files = read_toml(folder / "config.toml")["files"]
+    files = read_run(folder)["files"]
     path = resolve_dataset(data, {}) if data else Path(files["dataset"])
     if not path.is_dir():
         raise CheckpointError(
-            f"the dataset of {str(folder)!r} is no longer at {str(path)!r}; say with --data where it is"
+            f"the dataset of {str(folder)!r} is no longer at {str(path)!r}; say with {option} where it is"
         )
     dataset = Dataset.open(path)
     if dataset.fingerprint != (was := files["dataset_fingerprint"]):

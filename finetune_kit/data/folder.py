@@ -11,12 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from finetune_kit.environment import written_by
 from finetune_kit.errors import DataError
 
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
 KEYS = ("name", "counts", "options", "inputs", "files", "vocabularies", "raw", "warnings")
-"""What a manifest says besides its format version."""
+"""What a manifest says besides its format version and which version wrote it."""
+PARTS = {
+    "counts": ("users", "source_items", "target_items"),
+    "vocabularies": ("source", "target"),
+    "files": ("source.parquet", "target.parquet", "users.parquet", "source_items.parquet", "target_items.parquet"),
+}
+"""What is read below some of the keys."""
 
 
 def is_dataset(path: Path) -> bool:
@@ -39,17 +46,26 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         version = manifest["format_version"]
-        lacking = [key for key in KEYS if key not in manifest] if version == FORMAT_VERSION else []
-    except (ValueError, KeyError, TypeError) as error:
+        lacking = _lacking(manifest) if version == FORMAT_VERSION else []
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path / MANIFEST} is damaged ({error}); prepare the dataset again") from error
     if lacking:
         raise DataError(f"{path / MANIFEST} is damaged (no {', '.join(lacking)}); prepare the dataset again")
     if version != FORMAT_VERSION:
         raise DataError(
-            f"{path} has dataset format {version!r}; this finetune-kit reads format {FORMAT_VERSION}; prepare it again"
+            f"{path} has dataset format {version!r}, this ftkit reads {FORMAT_VERSION}; "
+            f"{written_by(manifest.get('written_by'))}"
         )
     _check_files(path, manifest)
     return manifest
+
+
+def _lacking(manifest: dict[str, Any]) -> list[str]:
+    """Return what a manifest of this version should say and does not."""
+    lacking = [key for key in KEYS if key not in manifest]
+    within = {key: [part for part in parts if part not in manifest.get(key, parts)] for key, parts in PARTS.items()}
+    cut = [name for name, told in manifest.get("files", {}).items() if not {"bytes", "sha256"} <= told.keys()]
+    return lacking + [f"{key}.{part}" for key, parts in {**within, "whole files": cut}.items() for part in parts]
 
 
 def _check_files(path: Path, manifest: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from finetune_kit import __version__
 from finetune_kit.data.encoding import sort_events, time_facts, write_tables
 from finetune_kit.data.flat import write_flat
 from finetune_kit.data.folder import FORMAT_VERSION, MANIFEST, describe_file
@@ -71,6 +72,7 @@ def write_dataset(
     write_flat(preparation.folder, files["source.parquet"]["sha256"], preparation.connection)
     manifest = {
         "format_version": FORMAT_VERSION,
+        "written_by": __version__,
         "name": preparation.folder.name,
         "counts": counts,
         "options": dict(options),

@@ -7,15 +7,23 @@ from pathlib import Path
 
 import duckdb
 
-from finetune_kit.data.database import connect, sql_path
+from finetune_kit.data.database import connect, first_line, sql_path
+from finetune_kit.errors import DataError
 
 IDS_AT_ONCE = 100_000
 
 
 def read_vocabulary(path: Path) -> list[str]:
-    """Return the raw ids of ``users.parquet`` or one of the ``…_items.parquet``, by dense id - 1."""
+    """Return the raw ids of ``users.parquet`` or one of the ``…_items.parquet``, by dense id - 1.
+
+    Raises:
+        DataError: When the file is damaged.
+    """
     with connect() as connection:
-        rows = connection.execute(f"SELECT raw FROM read_parquet({sql_path(path)}) ORDER BY id").fetchnumpy()
+        try:
+            rows = connection.execute(f"SELECT raw FROM read_parquet({sql_path(path)}) ORDER BY id").fetchnumpy()
+        except duckdb.Error as error:
+            raise DataError(f"{path} is damaged ({first_line(error)}); prepare the dataset again") from error
     return [str(raw) for raw in rows["raw"]]
 
 

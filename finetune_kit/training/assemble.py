@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from finetune_kit.backbone import Backbone
-from finetune_kit.checkpoint import load_model, read_facts, refuse_other
-from finetune_kit.config import Config, read_toml, resolve_config
+from finetune_kit.checkpoint import PRETRAINED, RUN, load_model, read_facts, refuse_other
+from finetune_kit.config import SECTIONS, Config, read_run, resolve_config
 from finetune_kit.data.labelled import for_task
 from finetune_kit.errors import CheckpointError, FinetuneKitError, PluginError
 from finetune_kit.plugins import installed
@@ -23,6 +23,9 @@ from finetune_kit.task import ItemTask, LabelTask, Task
 if TYPE_CHECKING:
     from finetune_kit.data.dataset import Dataset
 
+BACKBONE, TASK = "backbone.", "task."
+"""How the names of a backbone's weights begin, and those of a head's."""
+
 
 def build_backbone(config: Config, num_items: int) -> Backbone:
     """Return the configured backbone for ``num_items`` source items, freshly initialised from the seed."""
@@ -31,18 +34,40 @@ def build_backbone(config: Config, num_items: int) -> Backbone:
         return backbone(num_items, config.data.max_length, config.backbone)
 
 
+class Plain(Strategy):
+    """A backbone and a head, nothing else: what a merged run is."""
+
+    needs_pretrained = False
+
+    def build(self) -> None:
+        """Add nothing."""
+
+
 def build_strategy(
-    config: Config, num_source_items: int, num_target_items: int, base: Mapping[str, Tensor] | None
+    config: Config,
+    num_source_items: int,
+    num_target_items: int,
+    base: Mapping[str, Tensor] | None,
+    kind: type[Strategy] | None = None,
 ) -> Strategy:
-    """Return the configured strategy over the base's weights, or over a fresh backbone without a base."""
+    """Return the configured strategy, or one of another kind that has no options.
+
+    Args:
+        config: Names it and its backbone, with their options.
+        num_source_items: Items of the source domain.
+        num_target_items: Items of the target domain, or classes.
+        base: The backbone's pre-trained weights; None starts from a fresh one.
+        kind: The class, instead of the configured one; its options are the defaults.
+    """
     backbone = build_backbone(config, num_source_items)
     if base is not None:
         backbone.load_state_dict(base)
-    strategy = installed().component("strategy", config.run.strategy).load()
+    strategy = kind or installed().component("strategy", config.run.strategy).load()
+    options = config.strategy if kind is None else None
     with seeded(config.run.seed, "strategy"):
         task = _task(config, backbone.dim, num_target_items)
         try:
-            built = strategy(backbone, task, config.strategy, pooling=config.finetune.pooling, seed=config.run.seed)
+            built = strategy(backbone, task, options, pooling=config.finetune.pooling, seed=config.run.seed)
         except FinetuneKitError:
             raise
         except Exception as error:  # a third party's code may raise anything
@@ -79,16 +104,20 @@ def load_base(folder: Path, config: Config, dataset: Dataset) -> dict[str, Tenso
         CheckpointError: When they belong to another backbone, other options or other source items.
     """
     tensors, facts = load_model(folder)
-    if facts["kind"] != "pretrained":
+    if facts["kind"] != PRETRAINED:
         raise CheckpointError(f"{str(folder)!r} holds a {facts['kind']}, not a pre-trained backbone")
     refuse_other(facts, backbone_facts(config, dataset), folder)
-    prefix = "backbone."
+    return part_of(tensors, BACKBONE)
+
+
+def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run, loaded.
+    """A finished run, or what it was merged into, loaded.
 
     Args:
         folder: Its folder.
@@ -109,7 +138,7 @@ def load_run(folder: Path, dataset: Dataset, base: Path | None = None, options: 
     """Return a finished run, checked against a dataset's vocabularies and its pre-trained base.
 
     Args:
-        folder: Run folder.
+        folder: Run folder, or that of a merged run.
         dataset: The dataset that it will be used on.
         base: The pre-trained backbone's folder, where it was moved; None takes the place that the run remembers.
         options: Options of the strategy that act in evaluation alone, instead of the run's.
@@ -118,9 +147,9 @@ def load_run(folder: Path, dataset: Dataset, base: Path | None = None, options: 
         CheckpointError: When anything differs from what the run was trained on; both values are named.
     """
     tensors, facts = load_model(folder)
-    if facts["kind"] != "fine-tuned run":
+    if facts["kind"] != RUN and not is_merged(facts):
         raise CheckpointError(f"{str(folder)!r} holds a {facts['kind']}, not a fine-tuned run")
-    sections = read_toml(folder / "config.toml")
+    sections = read_run(folder, SECTIONS)
     sections["strategy"] = {**sections["strategy"], **(options or {})}
     config = resolve_config(sections)
     dataset = for_task(dataset, config.run.task)
@@ -128,6 +157,10 @@ def load_run(folder: Path, dataset: Dataset, base: Path | None = None, options: 
     weights = None
     if facts["base"] is not None:
         base = folder / facts["base"]["path"] if base is None else base
+        if not base.is_dir():
+            raise CheckpointError(
+                f"the base of {str(folder)!r} is no longer at {str(base)!r}; say with --base where it is"
+            )
         found = read_facts(base)["hash"]
         if found != facts["base"]["hash"]:
             raise CheckpointError(
@@ -135,9 +168,19 @@ def load_run(folder: Path, dataset: Dataset, base: Path | None = None, options: 
                 f"{str(base)!r} has {found}"
             )
         weights = load_base(base, config, dataset)
-    strategy = build_strategy(config, dataset.num_source_items, dataset.num_target_items, weights)
-    strategy.load_trained_state(tensors)
+    sizes = dataset.num_source_items, dataset.num_target_items
+    if is_merged(facts):
+        strategy: Strategy = build_strategy(config, *sizes, part_of(tensors, BACKBONE), Plain)
+        strategy.task.load_state_dict(part_of(tensors, TASK))
+    else:
+        strategy = build_strategy(config, *sizes, weights)
+        strategy.load_trained_state(tensors)
     return Run(folder, config, facts, dataset, strategy.eval())
+
+
+def is_merged(facts: Mapping[str, Any]) -> bool:
+    """Return whether weights are those of a run that was merged into a plain backbone, its head beside it."""
+    return facts["kind"] == PRETRAINED and "target_items_hash" in facts
 
 
 def target_facts(dataset: Dataset) -> dict[str, Any]:

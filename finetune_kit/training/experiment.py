@@ -10,20 +10,20 @@ from pathlib import Path
 import numpy as np
 from lightning_fabric import Fabric
 
-from finetune_kit.config import Config, to_toml
+from finetune_kit.config import Config
 from finetune_kit.data.dataset import Dataset
+from finetune_kit.data.earlier import PARTS, Earlier
 from finetune_kit.data.labelled import LabelledDataset, for_task
 from finetune_kit.data.split import Split, split, unseen_in_training
-from finetune_kit.environment import git_state, versions
 from finetune_kit.errors import DataError
 from finetune_kit.evaluation.evaluate import Encoder, Evaluator
 from finetune_kit.evaluation.labels import LabelEvaluator
-from finetune_kit.files import write_text
 from finetune_kit.plugins import installed
 from finetune_kit.progress import Progress
 from finetune_kit.strategy import Strategy
 from finetune_kit.tracker import Tracker
 from finetune_kit.training.assemble import build_strategy, load_base
+from finetune_kit.training.folders import write_config
 
 
 @dataclass
@@ -36,6 +36,7 @@ class Experiment:
         fabric: Device and precision.
         progress: Who is told.
         resume: Go on from what an interrupted run left behind.
+        earlier: Parts that instances had when the weights that it starts from were trained; they keep them.
     """
 
     config: Config
@@ -43,6 +44,7 @@ class Experiment:
     fabric: Fabric
     progress: Progress = field(default_factory=Progress)
     resume: bool = False
+    earlier: Earlier | None = None
 
     def __post_init__(self) -> None:
         """See the dataset as the task does."""
@@ -61,6 +63,13 @@ class Experiment:
         if self.dataset.num_target_items < 2:
             raise DataError(f"{self.dataset.path} has one target item; ranking needs at least two")
         parts = split(target.user, options.split, self.config.run.seed, options.fraction)
+        if self.earlier is not None:
+            parts = self.earlier.keep(parts, target.user, target.item, options.split)
+            if empty := [name for name in PARTS if not len(getattr(parts, name))]:
+                raise DataError(
+                    f"{self.dataset.path} has no {empty[0]} instance: those that had a part before keep it, and none "
+                    "of the others fell into that one; give a dataset with more new target events"
+                )
         unseen = {name: unseen_in_training(target.item, parts, getattr(parts, name)) for name in ("valid", "test")}
         counts = " and ".join(f"{mask.sum()} of {len(mask)} {name} instances" for name, mask in unseen.items())
         if options.split == "authors":
@@ -117,10 +126,7 @@ class Experiment:
 
     def open_folder(self, folder: Path, sections: Iterable[str]) -> list[Tracker]:
         """Make a run folder, write the sections of the configuration that decide it, start its trackers."""
-        folder.mkdir(parents=True, exist_ok=True)
-        tables = {name: table for name, table in self.config.tables().items() if name in sections}
-        tables["files"] = {"dataset": str(self.dataset.path.resolve()), "dataset_fingerprint": self.dataset.fingerprint}
-        write_text(folder / "config.toml", to_toml({**tables, "versions": versions(), "git": git_state()}))
+        tables = write_config(folder, self.config, self.dataset, sections)
         trackers = [installed().component("tracker", name).load()(folder) for name in self.config.run.trackers]
         for tracker in trackers:
             tracker.start(tables)

@@ -7,14 +7,11 @@ from pathlib import Path
 import torch
 
 from finetune_kit.backbone import Backbone
-from finetune_kit.checkpoint import save_model
 from finetune_kit.config import Config, resolve_config
 from finetune_kit.data.dataset import Dataset
 from finetune_kit.errors import CheckpointError, DataError
-from finetune_kit.files import write_json
-from finetune_kit.training.assemble import backbone_facts, build_backbone
-from finetune_kit.training.device import make_fabric
-from finetune_kit.training.experiment import Experiment
+from finetune_kit.training.assemble import build_backbone
+from finetune_kit.training.folders import write_base
 
 
 def save_pretrained(backbone: Backbone, name: str, dataset: Dataset, folder: str | Path, *, seed: int = 0) -> Path:
@@ -48,18 +45,9 @@ def save_pretrained(backbone: Backbone, name: str, dataset: Dataset, folder: str
         }
     )
     _refuse_another(backbone, config)
-    Experiment(config, dataset, make_fabric("cpu")).open_folder(folder, ("run", "data", "backbone", "pretrain"))
     tensors = {f"backbone.{key}": tensor for key, tensor in backbone.state_dict().items()}
-    digest = save_model(folder, tensors, {"kind": "pretrained", **backbone_facts(config, dataset), "base": None})
-    metrics = {
-        "backbone": name,
-        "dataset": dataset.name,
-        "seed": seed,
-        "total_parameters": sum(parameter.numel() for parameter in backbone.parameters()),
-        "seconds": {"pretrain": 0.0},  # by ftkit
-        "hash": digest,
-    }
-    write_json(folder / "metrics.json", metrics)
+    num_parameters = sum(parameter.numel() for parameter in backbone.parameters())
+    write_base(folder, config, dataset, tensors, {"total_parameters": num_parameters, "seconds": {"pretrain": 0.0}})
     return folder
 
 

@@ -14,7 +14,7 @@ from finetune_kit.plugins import installed
 from finetune_kit.training.assemble import backbone_facts
 from finetune_kit.training.experiment import Experiment
 from finetune_kit.training.pretrain import with_next_item
-from finetune_kit.training.stages import Finetuning, Pretraining
+from finetune_kit.training.stages import Finetuning, Pretraining, Start
 
 
 @dataclass
@@ -45,9 +45,15 @@ class Runner(Experiment):
         Pretraining(self, folder).carry_out()
         return folder
 
-    def finetune(self, folder: Path, base: Path | None) -> dict[str, Any]:
-        """Fine-tune from a pre-trained base, measure, write the run folder; return its metrics."""
-        return Finetuning(self, folder, base).carry_out()
+    def finetune(self, folder: Path, base: Path | None, start: Start | None = None) -> dict[str, Any]:
+        """Fine-tune from a pre-trained base, measure, write the run folder; return its metrics.
+
+        Args:
+            folder: The run's folder.
+            base: The pre-trained backbone's folder; None for strategies that need none.
+            start: Weights of an earlier run to go on from; None begins with what the strategy builds.
+        """
+        return Finetuning(self, folder, base, start).carry_out()
 
     def _pretrain_key(self) -> str:
         """Return a hash of everything that decides a pre-trained backbone."""

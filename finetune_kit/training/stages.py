@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from finetune_kit.checkpoint import base_reference, read_facts, save_model
+from finetune_kit.checkpoint import RUN, base_reference, read_facts, save_model
 from finetune_kit.config import SECTIONS
 from finetune_kit.data.loading import SourceWindows, TargetBatches
 from finetune_kit.data.split import Split
@@ -22,6 +22,7 @@ from finetune_kit.strategy import Strategy
 from finetune_kit.tracker import Tracker
 from finetune_kit.training.assemble import backbone_facts, build_backbone, target_facts
 from finetune_kit.training.experiment import Experiment
+from finetune_kit.training.folders import BASE_SECTIONS, metrics_of, save_base
 from finetune_kit.training.loop import Fitted, Loop
 from finetune_kit.training.measure import measure
 from finetune_kit.training.pretrain import NextItem, hold_out, with_next_item
@@ -38,7 +39,7 @@ class Pretraining:
         """Pre-train the backbone and write its folder."""
         experiment, config, dataset = self.experiment, self.experiment.config, self.experiment.dataset
         options, seed = config.pretrain, config.run.seed
-        trackers = experiment.open_folder(self.folder, ("run", "data", "backbone", "pretrain"))
+        trackers = experiment.open_folder(self.folder, BASE_SECTIONS)
         held_out = hold_out(dataset, options.valid_share, seed)
         latest = options.windows == "latest"
         size, length = options.batch_size, config.data.max_length
@@ -61,8 +62,7 @@ class Pretraining:
             progress=experiment.progress,
         )
         fitted = loop.fit(train, lambda: {"valid_loss": self._held_out_loss(model, valid)}, resume=experiment.resume)
-        facts = {"kind": "pretrained", **backbone_facts(config, dataset), "base": None}
-        digest = save_model(self.folder, model.trained_state(), facts)
+        digest = save_base(self.folder, config, dataset, model.trained_state())
         best = fitted.history[fitted.best_epoch - 1]
         metrics = {
             "backbone": config.run.backbone,
@@ -102,6 +102,21 @@ class Pretraining:
         return total / count
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a fine-tuning goes on from, where that is not the pre-trained base alone.
+
+    Args:
+        state: The strategy's weights, as its `trained_state` returns them.
+        origin: The hash of the weights that they come from.
+        about: Where they come from, for the record.
+    """
+
+    state: Mapping[str, Tensor]
+    origin: str
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass
 class Finetuning:
     """Stage 2, into the run's folder."""
@@ -109,22 +124,29 @@ class Finetuning:
     experiment: Experiment
     folder: Path
     base: Path | None
+    start: Start | None = None
 
     def carry_out(self) -> dict[str, Any]:
         """Fine-tune, measure on validation and test, write the run folder; return ``metrics.json``."""
         experiment, config = self.experiment, self.experiment.config
         parts = experiment.split  # first: it may refuse
         strategy = experiment.build_strategy(self.base)
+        if self.start is not None:
+            strategy.load_trained_state(self.start.state)
         trackers = experiment.open_folder(self.folder, SECTIONS)
+        if experiment.earlier is not None:
+            experiment.earlier.write(self.folder)
         fitted = self._fit(strategy, parts, trackers)
         strategy.finish_training()
         facts = {
-            "kind": "fine-tuned run",
+            "kind": RUN,
             "strategy": config.run.strategy,
             **backbone_facts(config, experiment.dataset),
             **target_facts(experiment.dataset),
             "base": None if self.base is None else base_reference(self.base, self.folder),
         }
+        if self.start is not None:
+            facts["about"] = dict(self.start.about)
         save_model(self.folder, strategy.trained_state(), facts)
         started = time.perf_counter()
         measured = measure(experiment, strategy)
@@ -171,6 +193,7 @@ class Finetuning:
             bound_to={
                 "dataset": experiment.dataset.fingerprint,
                 "base": "none" if self.base is None else read_facts(self.base)["hash"],
+                **({} if self.start is None else {"start": self.start.origin}),
             },
             observe=lambda record: _tell(trackers, "finetune", record),
             progress=experiment.progress,
@@ -197,9 +220,7 @@ class Finetuning:
 
     def _pretrain_seconds(self) -> float:
         """Return what pre-training the base took, also where it was reused; 0 without a base."""
-        if self.base is None:
-            return 0.0
-        return json.loads((self.base / "metrics.json").read_text())["seconds"]["pretrain"]
+        return 0.0 if self.base is None else metrics_of(self.base).get("seconds", {}).get("pretrain", 0.0)
 
 
 def _tell(trackers: list[Tracker], stage: str, record: Mapping[str, float]) -> None:

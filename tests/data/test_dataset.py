@@ -97,7 +97,7 @@ def test_what_is_no_dataset_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"format_version": 99}', "has dataset format 99; this finetune-kit reads format 1"),
+        ('{"format_version": 99}', "has dataset format 99, this ftkit reads 1; it was written by an ftkit"),
         ("{", "is damaged"),
         ("[]", "is damaged"),
         ("{}", "is damaged"),

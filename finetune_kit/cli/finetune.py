@@ -1,0 +1,91 @@
+"""`ftkit finetune`: start from a pre-trained backbone, or go on with a run on a dataset that has more items."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetune_kit.cli import arguments as arg
+from finetune_kit.cli.origin import Origin
+from finetune_kit.cli.result import print_result
+from finetune_kit.cli.runner import is_finished, needs_base, print_plan, refuse_other_data, runner_of
+from finetune_kit.errors import OptionError
+
+
+def finetune(
+    from_: Annotated[
+        Path, typer.Option("--from", help="Folder of a pre-trained backbone, or of a run.", show_default=False)
+    ],
+    strategy: Annotated[
+        str | None,
+        typer.Option(help="Strategy, by name; see ftkit strategies. With --data and a run, that of the run goes on."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Another dataset than that of --from, with more or other items.", show_default=False),
+    ] = None,
+    from_data: Annotated[
+        str | None, typer.Option(help="With --data: the dataset of --from, where it was moved.", show_default=False)
+    ] = None,
+    task: arg.Task = None,
+    seed: arg.Seed = None,
+    output: arg.Output = None,
+    epochs: arg.Epochs = None,
+    batch_size: arg.BatchSize = None,
+    learning_rate: arg.LearningRate = None,
+    device: arg.Device = None,
+    precision: arg.Precision = None,
+    set_: arg.Set = None,
+    config: arg.ConfigFile = None,
+    json: arg.Json = False,
+    resume: arg.Resume = False,
+    overwrite: arg.Overwrite = False,
+    dry_run: arg.DryRun = False,
+) -> None:
+    """Fine-tune a pre-trained backbone with another strategy, or with --data go on with a run on other items.
+
+    Dataset, backbone and seed are those of --from. With --data, items are known again by their raw ids and keep what
+    was learned of them; a run goes on with its own strategy and options.
+    """
+    flags = {
+        "strategy": strategy,
+        "data": data,
+        "task": task,
+        "seed": seed,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "device": device,
+        "precision": precision,
+    }
+    if from_data is not None and data is None:
+        raise OptionError("--from-data has no effect without --data; leave it out")
+    origin = Origin.read(from_, has_other_data=data is not None)
+    sections = origin.completed(arg.read_sections(config, set_, flags))
+    with runner_of(sections, resume=resume, dry_run=dry_run) as runner:
+        growth = None
+        if data is None:
+            refuse_other_data(from_, origin.sections, runner)
+        else:
+            growth = origin.growth(runner, from_data)
+        origin.keep_parts(runner, growth)
+        base = origin.base if needs_base(runner) else None
+        if dry_run:
+            print_plan(runner, base if growth is None else None, json)
+            return
+        used = {path.resolve() for path in (from_, base, runner.dataset.path) if path}
+        if output is not None and output.resolve() in used:
+            raise OptionError(f"--output {str(output)!r} is what --from starts from; name another folder")
+        folder = arg.run_folder(runner.config, runner.dataset.name, output, resume=resume, overwrite=overwrite)
+        runner.refuse_early()
+        if not is_finished(folder, runner, resume):
+            earlier_run = origin.run_that_goes_on(runner, growth)
+            with arg.replacing(folder, overwrite=overwrite):
+                start = None
+                if growth is not None:
+                    base = None if base is None else growth.grow_base(base, folder.parent / "pretrained")
+                    start = None if earlier_run is None else growth.grow_run(earlier_run, base)
+                runner.finetune(folder, base, start)
+        print_result(folder, json)

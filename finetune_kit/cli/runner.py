@@ -1,0 +1,95 @@
+"""What the commands that train share: from a configuration to a runner, its plan, and what is there already."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_kit.cli.output import ConsoleProgress, print_json, stdout
+from finetune_kit.errors import OptionError
+
+if TYPE_CHECKING:
+    from finetune_kit.training.run import Runner
+
+
+@contextmanager
+def runner_of(sections: dict[str, dict[str, Any]], *, resume: bool, dry_run: bool = False) -> Iterator[Runner]:
+    """Yield what carries a configuration through; a dry run prepares datasets in a folder that vanishes."""
+    from finetune_kit.config import resolve_config
+    from finetune_kit.data.dataset import Dataset
+    from finetune_kit.data.named import resolve_dataset
+    from finetune_kit.training.device import make_fabric
+    from finetune_kit.training.run import Runner
+
+    config = resolve_config(sections)
+    fabric = make_fabric(config.run.device, config.run.precision)
+    with tempfile.TemporaryDirectory() as vanishing:
+        path = resolve_dataset(config.run.data, dict(config.reader), Path(vanishing) if dry_run else None)
+        yield Runner(config, Dataset.open(path), fabric, ConsoleProgress(), resume)
+
+
+def needs_base(runner: Runner) -> bool:
+    """Return whether the runner's strategy starts from a pre-trained backbone."""
+    from finetune_kit.plugins import installed
+
+    return installed().component("strategy", runner.config.run.strategy).load().needs_pretrained
+
+
+def is_finished(folder: Path, runner: Runner, resume: bool) -> bool:
+    """Return whether --resume finds nothing left to do.
+
+    Raises:
+        OptionError: When the folder holds a run of another configuration.
+    """
+    from finetune_kit.config import read_toml, to_toml
+
+    if not resume:
+        return False
+    if not (folder / "config.toml").exists():
+        runner.progress.say(f"warning: nothing to resume in {folder}; starting from the beginning")
+        return False
+    refuse_other_data(folder, read_toml(folder / "config.toml"), runner)
+    there = {name: table for name, table in read_toml(folder / "config.toml").items() if name in runner.config.tables()}
+    if to_toml(there) != to_toml(runner.config.tables()):
+        raise OptionError(
+            f"{str(folder)!r} holds a run with other options; give those of its config.toml, or another --output"
+        )
+    if done := (folder / "metrics.json").exists():
+        runner.progress.say(f"{folder} is finished already; nothing was trained")
+    return done
+
+
+def refuse_other_data(folder: Path, config: dict[str, dict[str, Any]], runner: Runner) -> None:
+    """Raise if a folder was made from another dataset than the runner's: its split would mix training and test."""
+    was, now = config["files"]["dataset_fingerprint"], runner.dataset.fingerprint
+    if was != now:
+        raise OptionError(
+            f"{str(folder)!r} was made from a dataset with fingerprint {was[:12]}; {str(runner.dataset.path)!r} now "
+            f"has {now[:12]}; start anew in another folder"
+        )
+
+
+def print_plan(runner: Runner, base: Path | None, json: bool) -> None:
+    """Print the resolved options, and what would be trained."""
+    from finetune_kit.config import to_toml
+
+    strategy = runner.build_strategy(base)
+    trainable, total = strategy.num_parameters()
+    parts = runner.split
+    trained = sorted({".".join(name.split(".")[:3]) for name in strategy.trained_state()})
+    plan = {
+        "config": runner.config.tables(),
+        "trainable_parameters": trainable,
+        "total_parameters": total,
+        "trained": trained,
+        "instances": {name: len(getattr(parts, name)) for name in ("train", "valid", "test")},
+    }
+    if json:
+        print_json(plan)
+        return
+    stdout().print(to_toml(plan["config"]), markup=False)
+    stdout().print(f"would train {trainable:,} of {total:,} parameters: {', '.join(trained)}", markup=False)
+    stdout().print("on " + ", ".join(f"{count:,} {name}" for name, count in plan["instances"].items()) + " instances")

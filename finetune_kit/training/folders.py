@@ -1,0 +1,92 @@
+"""What stands in the folders of runs and of pre-trained backbones, whatever their weights come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from finetune_kit.checkpoint import PRETRAINED, save_model
+from finetune_kit.config import Config, to_toml
+from finetune_kit.environment import git_state, versions
+from finetune_kit.errors import CheckpointError
+from finetune_kit.files import write_json, write_text
+from finetune_kit.training.assemble import backbone_facts
+
+if TYPE_CHECKING:
+    from finetune_kit.data.dataset import Dataset
+
+BASE_SECTIONS = ("run", "data", "backbone", "pretrain")
+"""Sections of the configuration that decide a pre-trained backbone."""
+
+
+def write_config(folder: Path, config: Config, dataset: Dataset, sections: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Write ``config.toml``: some sections, and for the record dataset, versions and git; return what decides."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = {name: table for name, table in config.tables().items() if name in sections}
+    tables["files"] = {"dataset": str(dataset.path.resolve()), "dataset_fingerprint": dataset.fingerprint}
+    write_text(folder / "config.toml", to_toml({**tables, "versions": versions(), "git": git_state()}))
+    return tables
+
+
+def save_base(
+    folder: Path,
+    config: Config,
+    dataset: Dataset,
+    tensors: Mapping[str, Tensor],
+    facts: Mapping[str, Any] | None = None,
+) -> str:
+    """Write a pre-trained backbone's weights, bound to its options and source items; return their hash.
+
+    Args:
+        folder: The backbone's folder.
+        config: What the backbone was made by.
+        dataset: Whose source items it knows.
+        tensors: Its weights; names of the backbone's own begin with ``backbone.``.
+        facts: More of what the weights are bound to; ``about`` for the record.
+    """
+    known = {"kind": PRETRAINED, **backbone_facts(config, dataset), "base": None}
+    return save_model(folder, tensors, {**known, **(facts or {})})
+
+
+def write_base(
+    folder: Path,
+    config: Config,
+    dataset: Dataset,
+    tensors: Mapping[str, Tensor],
+    metrics: Mapping[str, Any],
+    facts: Mapping[str, Any] | None = None,
+    sections: Iterable[str] = BASE_SECTIONS,
+) -> str:
+    """Write the whole folder of a backbone that is ready, from which fine-tuning can start; return its hash.
+
+    Args:
+        folder: What is written.
+        config: As for `save_base`.
+        dataset: As for `save_base`.
+        tensors: As for `save_base`.
+        metrics: What is known of it, for ``metrics.json``; ``seconds`` with a ``pretrain`` among it.
+        facts: As for `save_base`.
+        sections: Of the configuration, those that decided it.
+    """
+    write_config(folder, config, dataset, sections)
+    digest = save_base(folder, config, dataset, tensors, facts)
+    names = {"backbone": config.run.backbone, "dataset": dataset.name, "seed": config.run.seed}
+    write_json(folder / "metrics.json", {**names, **metrics, "hash": digest})  # last: it says that all is there
+    return digest
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    """Return ``metrics.json`` of a folder that is finished.
+
+    Raises:
+        CheckpointError: When it is not there, or damaged.
+    """
+    path = folder / "metrics.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} can't be read: {error}; name a folder that is finished") from error
