@@ -83,13 +83,42 @@ def test_the_example_of_a_reader_prepares_a_dataset(ftkit, example):
     assert Dataset.open(Path("out")).raw_source_items() == ["x", "y"]
 
 
-@pytest.mark.parametrize("document", ["docs/tutorial.md", "docs/data.md", "docs/recommend.md"])
-def test_every_block_of_a_document_runs_and_prints_what_it_shows(document, ftkit):
+@pytest.fixture
+def write_module(monkeypatch, tmp_path):
+    """Return a function that writes a module to import; one that is called ftkit_… is installed as a plugin."""
+    monkeypatch.syspath_prepend(tmp_path)
+    written: list[str] = []
+
+    def write(name: str, text: str) -> None:
+        (tmp_path / f"{name}.py").write_text(text)
+        written.append(name)
+        entries = [EntryPoint(name, name, GROUP) for name in written if name.startswith("ftkit_")]
+        monkeypatch.setattr(plugins, "entry_points", lambda group: [*entry_points(group=group), *entries])
+        plugins.installed.cache_clear()
+
+    yield write
+    for name in written:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("document", ["docs/tutorial.md", "docs/data.md", "docs/recommend.md", "docs/wrapping.md"])
+def test_every_block_of_a_document_runs_and_prints_what_it_shows(document, ftkit, write_module):
     for language, block in blocks(document, "python", "console"):
-        if language == "python":
+        if language == "python" and (named := re.match(r"# (\w+)\.py\n", block)):
+            write_module(named[1], block)
+        elif language == "python":
             exec(compile(block, document, "exec"), {"__name__": "__main__"})
         else:
             check_console(block, ftkit)
+
+
+def test_what_the_check_of_wrap_says_is_what_the_document_explains():
+    code = "".join(path.read_text() for path in sorted((ROOT / "finetune_kit" / "wrapping").glob("*.py")))
+    said = re.sub(r'"\s+f?"', "", code)  # a sentence may be written in several pieces
+    table = (ROOT / "docs/wrapping.md").read_text(encoding="utf-8").split("| it says |")[1].split("\n\n")[0]
+    explained = re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
+    assert len(explained) > 10
+    assert [words for words in explained if words not in said] == []
 
 
 def test_links_between_documents_lead_somewhere():

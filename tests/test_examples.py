@@ -29,6 +29,20 @@ def test_an_own_strategy_learns():
     assert losses[-1] < losses[0] - 0.2
 
 
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [
+        ("04_wrap_transformer_encoder", "torch"),
+        ("05_wrap_gpt2", "transformers"),
+        ("06_wrap_recbole", "recbole.model.sequential_recommender.sasrec"),
+    ],
+)
+def test_a_wrapped_model_learns(name, library):
+    pytest.importorskip(library)
+    losses = load(name).main(steps=60)
+    assert losses[-1] < losses[0] - 0.2
+
+
 def test_the_plugin_s_own_test_passes():
     folder = EXAMPLES / "ftkit-bitfit"
     command = [

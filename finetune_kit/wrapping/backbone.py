@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from finetune_kit.backbone import Backbone, Context
-from finetune_kit.errors import PluginError
+from finetune_kit.errors import CheckpointError, PluginError
 from finetune_kit.options import Options
 from finetune_kit.wrapping.calls import Path, WrappedContext, rolled, rows_per_user
 from finetune_kit.wrapping.check import Output, check, failing_in_one_sentence
 from finetune_kit.wrapping.parts import Finish, block_names, find_embedding, finishing, turn_off_fast_paths
 from finetune_kit.wrapping.slots import LastBlockReached, Recorder, Recording, Slot, WrappedBlock
-from finetune_kit.wrapping.trial import leave_out_what_takes_no_part, shaken, try_out
+from finetune_kit.wrapping.trial import TakesNoPart, evaluating, leave_out_what_takes_no_part, shaken, try_out
 
 Inputs = Callable[[Tensor], "Tensor | Mapping[str, Any]"]
 """From item ids ``(users, length)`` to the model's argument, or to its arguments by name."""
@@ -87,7 +87,7 @@ class WrappedBackbone(Backbone):
         self.finishing = finishing(self.module, finish)
         self._embedding, self._inputs, self._padding = embedding, inputs, padding
         turn_off_fast_paths(self.module)
-        with shaken(self.module):
+        with shaken(self.module), evaluating(self.module):
             names = block_names(self.module, blocks)
             trial = try_out(self, names)
             self._take_out_blocks(names, trial.num_outputs, sites)
@@ -95,10 +95,11 @@ class WrappedBackbone(Backbone):
                 self._rows_per_user = self._count_rows_per_user(trial.sequence)
                 check(self, trial, output, ignores_padding=ignores_padding)
             leave_out_what_takes_no_part(self, trial.sequence)
+        self.train(module.training)
 
     def _take_out_blocks(self, names: Sequence[str], num_outputs: Sequence[int], sites: Sequence[str]) -> None:
         """Make the model's blocks the backbone's, and leave slots in their places."""
-        self._recorder, self._num_blocks = Recorder(), len(names)
+        self._recorder, self._block_names = Recorder(), list(names)
         self._rows_per_user: Sequence[Mapping[Path, int]] = ()
         self.blocks = nn.ModuleList()
         for k, name in enumerate(names):
@@ -110,6 +111,41 @@ class WrappedBackbone(Backbone):
         """The model's item embedding, ``(num_items + 1, dim)`` or with more rows."""
         return cast("nn.Embedding", self.module.get_submodule(self._embedding))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a new item embedding takes the place of the model's."""
+        if name == "item_embedding":
+            self.module.set_submodule(self._embedding, value)
+        else:
+            super().__setattr__(name, value)
+
+    def load_original(self, state: Mapping[str, Tensor]) -> None:
+        """Load a ``state_dict`` of the model, by its own names; weights of layers that were left out are passed over.
+
+        Raises:
+            CheckpointError: When weights are missing, unknown or of another shape.
+        """
+        weights, own = {self._own_name(name): tensor for name, tensor in state.items()}, self.state_dict()
+        left_out = [f"module.{name}." for name, part in self.module.named_modules() if isinstance(part, TakesNoPart)]
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(tuple(left_out))}
+        if differ := sorted((own.keys() - {"mask_vector"}) ^ weights.keys()):
+            who = "the model alone has" if differ[0] in own else "they alone have"
+            raise CheckpointError(
+                f"the weights given are another model's: {len(differ)} names differ, e.g. {differ[0]!r}, which {who}"
+            )
+        for name, tensor in weights.items():
+            if tensor.shape != own[name].shape:
+                raise CheckpointError(
+                    f"{name!r} is {tuple(tensor.shape)} in the weights given and {tuple(own[name].shape)} in the model"
+                )
+        self.load_state_dict(weights, strict=False)
+
+    def _own_name(self, name: str) -> str:
+        """Return what a weight of the model is called in the backbone."""
+        for k, block in enumerate(self._block_names):
+            if name.startswith(f"{block}."):
+                return f"blocks.{k}.block.{name.removeprefix(f'{block}.')}"
+        return f"module.{name}"
+
     def start(self, sequence: Tensor) -> tuple[Tensor, WrappedContext]:
         """Return the first hidden states of item ids ``(users, length)``, and what the blocks are handed.
 
@@ -117,11 +153,11 @@ class WrappedBackbone(Backbone):
             PluginError: When the model does not call its blocks as it did when it was wrapped.
         """
         sequence, shift = self.arranged(sequence)
-        recording = Recording(self.blocks, self._num_blocks, (*sequence.shape, self.dim))
+        recording = Recording(self.blocks, len(self._block_names), (*sequence.shape, self.dim))
         with self._recorder.on(recording), self._hiding(sequence), suppress(LastBlockReached):
             self.call_module(sequence.masked_fill(sequence == self.num_items + 1, 1))
-        if recording.hidden is None or len(recording.calls) != self._num_blocks:
-            raise PluginError(f"the model called {len(recording.calls)} of its {self._num_blocks} blocks")
+        if recording.hidden is None or len(recording.calls) != len(self._block_names):
+            raise PluginError(f"the model called {len(recording.calls)} of its {len(self._block_names)} blocks")
         mask = (sequence != 0).unsqueeze(-1).to(self.item_embedding.weight.dtype)
         return recording.hidden, WrappedContext(mask, tuple(recording.calls), shift, self._rows_per_user)
 
@@ -153,7 +189,10 @@ class WrappedBackbone(Backbone):
         """Return the last hidden states, padding on the left again, both ``(users, length, dim)``."""
         assert isinstance(context, WrappedContext)
         hidden = self.finishing(self.module, hidden)
-        return hidden if context.shift is None else rolled(hidden, -context.shift)
+        if context.shift is None:
+            return hidden
+        # Padding on the right sees the items; moved to the left, it would stand before what it has seen.
+        return rolled(context.masked(hidden), -context.shift)
 
     @torch.no_grad()
     def _count_rows_per_user(self, sequence: Tensor) -> Sequence[Mapping[Path, int]]:

@@ -40,7 +40,7 @@ class Call:
 
         def of_users(path: Path, tensor: Tensor) -> Tensor:
             num_rows = rows_per_user.get(path, 1)  # one, for an argument that was not there when wrap looked
-            if not num_rows or not tensor.dim() or tensor.shape[0] != num_users * num_rows:
+            if not tensor.dim() or tensor.shape[0] != num_users * num_rows:
                 return tensor  # all users share it
             return tensor.unflatten(0, (num_users, num_rows))[users].flatten(0, 1)
 
@@ -54,19 +54,13 @@ def rows_per_user(one: Call, num_users: int, other: Call, other_num_users: int) 
     0 stands for a tensor that all users share. An attention mask may have one row per user and head. Batches of two
     sizes tell a user's rows from a dimension, e.g. the length, that happens to be as large as the batch.
     """
-    others = other.tensors()
-    return {
-        path: tensor.shape[0] // num_users if _grows(tensor, num_users, others[path], other_num_users) else 0
-        for path, tensor in one.tensors().items()
-        if path in others
-    }
-
-
-def _grows(one: Tensor, num_users: int, other: Tensor, other_num_users: int) -> bool:
-    """Return whether the first dimension is in proportion to the number of users."""
-    if not one.dim() or one.shape[0] == other.shape[0]:
-        return False
-    return one.shape[0] * other_num_users == other.shape[0] * num_users
+    found, others = {}, other.tensors()
+    for path, tensor in one.tensors().items():
+        if path in others:
+            sizes = [value.shape[0] if value.dim() else 0 for value in (tensor, others[path])]
+            grows = sizes[0] * other_num_users == sizes[1] * num_users
+            found[path] = sizes[0] // num_users if grows else 0
+    return found
 
 
 def _map_tensors(value: Any, function: Callable[[Path, Tensor], Tensor], path: Path = ()) -> Any:

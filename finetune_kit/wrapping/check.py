@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from finetune_kit.errors import PluginError
 from finetune_kit.wrapping.calls import WrappedContext
-from finetune_kit.wrapping.trial import NUM_USERS, Trial, evaluating
+from finetune_kit.wrapping.trial import NUM_USERS, Trial
 
 if TYPE_CHECKING:
     from finetune_kit.wrapping.backbone import WrappedBackbone
@@ -25,17 +25,16 @@ Output = Callable[[nn.Module, Tensor, Tensor], Any]
 
 @torch.no_grad()
 def check(backbone: WrappedBackbone, trial: Trial, output: Output | None, *, ignores_padding: bool) -> None:
-    """Compare a wrapped model with what it did before, and with what it says of itself.
+    """Compare a wrapped model, in evaluation mode, with what it did before and with what it says of itself.
 
     Raises:
         PluginError: Naming the first thing that is not so.
     """
-    with evaluating(backbone):
-        hidden = _check_blocks(backbone, trial.sequence)
-        _check_finish(backbone, trial, hidden, output)
-        _check_causality(backbone, trial.sequence)
-        _check_users(backbone, trial.sequence, ignores_padding=ignores_padding)
-        _check_length(backbone)
+    hidden = _check_blocks(backbone, trial.sequence)
+    _check_finish(backbone, trial, hidden, output)
+    _check_causality(backbone, trial.sequence)
+    _check_users(backbone, trial.sequence, ignores_padding=ignores_padding)
+    _check_length(backbone)
 
 
 @contextmanager
@@ -69,11 +68,11 @@ def _check_blocks(backbone: WrappedBackbone, sequence: Tensor) -> Tensor:
             returned = block(hidden, context)
         if returned.shape != hidden.shape:
             raise PluginError(
-                f"block {k} returned {tuple(returned.shape)} for an input of {tuple(hidden.shape)}; a residual block "
+                f"block {k} returned {_shape(returned)} for an input of {_shape(hidden)}; a residual block "
                 "must keep its shape"
             )
         for site in sites:
-            _check_site(k, site, shapes.get(site), tuple(hidden.shape))
+            _check_site(k, site, shapes.get(site), _shape(hidden))
         if not _forgets(block, hidden, backbone.prepare(sequence), returned):
             raise PluginError(
                 f"block {k} remembers how it was called before: it fills something that it is handed, e.g. a cache of "
@@ -99,12 +98,12 @@ def _forgets(block: nn.Module, hidden: Tensor, context: WrappedContext, returned
 
 
 @contextmanager
-def _shapes_of(block: nn.Module, names: Sequence[str]) -> Iterator[dict[str, tuple[int, ...]]]:
-    """Note the shapes that submodules return while this lasts, by name; those not called are not in it."""
-    shapes: dict[str, tuple[int, ...]] = {}
+def _shapes_of(block: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[tuple[int, ...]]]]:
+    """Note what submodules are given and return while this lasts, by name; those not called are not in it."""
+    shapes: dict[str, list[tuple[int, ...]]] = {}
 
     def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda _site, _args, output: shapes.update({name: tuple(getattr(output, "shape", ()))})
+        return lambda _site, args, output: shapes.update({name: [_shape(args[0] if args else None), _shape(output)]})
 
     there = dict(block.named_modules())
     for name in names:
@@ -119,13 +118,18 @@ def _shapes_of(block: nn.Module, names: Sequence[str]) -> Iterator[dict[str, tup
             handle.remove()
 
 
-def _check_site(k: int, site: str, shape: tuple[int, ...] | None, wanted: tuple[int, ...]) -> None:
-    if shape != wanted:
-        found = "was not called" if shape is None else f"returned {shape}"
+def _check_site(k: int, site: str, shapes: list[tuple[int, ...]] | None, wanted: tuple[int, ...]) -> None:
+    if shapes != [wanted, wanted]:
+        found = "is not called" if shapes is None else f"makes {shapes[1]} of {shapes[0]}"
         raise PluginError(
-            f"site {site.removeprefix('block.')!r} of block {k} {found}; a patch needs a submodule that is called and "
-            f"returns (users, length, dim) = {wanted}"
+            f"site {site.removeprefix('block.')!r} of block {k} {found}; a patch needs a submodule that is given "
+            f"(users, length, dim) = {wanted} and returns it"
         )
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    """Return the shape of a tensor, nothing for anything else."""
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
 def _check_finish(backbone: WrappedBackbone, trial: Trial, hidden: Tensor, output: Output | None) -> None:
@@ -133,15 +137,17 @@ def _check_finish(backbone: WrappedBackbone, trial: Trial, hidden: Tensor, outpu
     sequence = backbone.arranged(trial.sequence)[0]  # positions are compared as the model arranges them
     last = backbone.finishing(backbone.module, hidden)
     if not isinstance(last, Tensor) or last.shape != hidden.shape:
-        shape = tuple(getattr(last, "shape", ())) or type(last).__name__
-        raise PluginError(f"finish= returned {shape} for hidden states {tuple(hidden.shape)}; it must keep their shape")
+        returned = _shape(last) or type(last).__name__
+        raise PluginError(
+            f"finish= returned {returned} for hidden states {tuple(hidden.shape)}; it must keep their shape"
+        )
     if not last.isfinite().all():
         raise PluginError(
             "hidden states are not finite where there is padding: a position that may look at nothing but padding has "
             "no attention to give; wrap it with padding='right', or mask padding otherwise"
         )
     expected, found = _main(trial.output), last if output is None else _main(output(backbone.module, last, sequence))
-    shapes = [tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__ for value in (expected, found)]
+    shapes = [_shape(value) or type(value).__name__ for value in (expected, found)]
     if shapes[0] != shapes[1] or not isinstance(expected, Tensor) or not isinstance(found, Tensor):
         if output is not None:
             raise PluginError(f"output= returned {shapes[1]}, but the model returns {shapes[0]}")

@@ -35,7 +35,7 @@ class Trial:
 
 @torch.no_grad()
 def try_out(backbone: WrappedBackbone, names: Sequence[str]) -> Trial:
-    """Run the untouched model on random items and note what its blocks return.
+    """Run the untouched model, in evaluation mode, on random items and note what its blocks return.
 
     Raises:
         PluginError: When it fails, or its blocks are not called once each, in the order given.
@@ -48,8 +48,7 @@ def try_out(backbone: WrappedBackbone, names: Sequence[str]) -> Trial:
 
     handles = [backbone.module.get_submodule(name).register_forward_hook(note(name)) for name in names]
     try:
-        with evaluating(backbone.module):
-            output = backbone.call_module(backbone.arranged(sequence)[0])
+        output = backbone.call_module(backbone.arranged(sequence)[0])
     except Exception as error:  # the model may raise anything
         raise PluginError(
             f"the model can't be called with item ids {tuple(sequence.shape)}: {type(error).__name__}: {error}; "
@@ -127,7 +126,7 @@ def leave_out_what_takes_no_part(backbone: WrappedBackbone, sequence: Tensor) ->
     They would be trained, saved and counted for nothing.
     """
     model = backbone.module
-    with evaluating(backbone), torch.no_grad():
+    with torch.no_grad():
         before = backbone(sequence)
         left_out = {name: model.get_submodule(name) for name in _without_part(backbone, sequence)}
         for name in left_out:

@@ -1,0 +1,101 @@
+"""Bring a backbone that was pre-trained elsewhere, as the folder that `ftkit pretrain` would have written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from finetune_kit.backbone import Backbone
+from finetune_kit.checkpoint import save_model
+from finetune_kit.config import Config, resolve_config
+from finetune_kit.data.dataset import Dataset
+from finetune_kit.errors import CheckpointError, DataError
+from finetune_kit.files import write_json
+from finetune_kit.training.assemble import backbone_facts, build_backbone
+from finetune_kit.training.device import make_fabric
+from finetune_kit.training.experiment import Experiment
+
+
+def save_pretrained(backbone: Backbone, name: str, dataset: Dataset, folder: str | Path, *, seed: int = 0) -> Path:
+    """Write a backbone with its weights as a base that ``ftkit finetune --from FOLDER`` takes; return the folder.
+
+    Args:
+        backbone: Row ``i`` of its item embedding is the dataset's source item ``i``: ``raw_source_items()[i - 1]``.
+        name: What it is installed as; ``ftkit backbones`` lists the names. The command line builds it anew from this
+            name, ``backbone.options`` and ``backbone.max_length``, and loads the weights.
+        dataset: What it will be fine-tuned on.
+        folder: Where to; must hold no model yet.
+        seed: Default seed of the runs that start from it.
+
+    Raises:
+        DataError: When it has another number of items than the dataset.
+        CheckpointError: When the folder is taken, or the backbone built by that name is another one.
+    """
+    folder = Path(folder)
+    if (folder / "model.json").exists():
+        raise CheckpointError(f"{str(folder)!r} holds a model already; name another folder")
+    if backbone.num_items != dataset.num_source_items:
+        raise DataError(
+            f"the backbone knows {backbone.num_items} items, {str(dataset.path)!r} has {dataset.num_source_items} "
+            "source items; give the embedding one row per source item of the dataset, in its order, behind row 0"
+        )
+    config = resolve_config(
+        {
+            "run": {"backbone": name, "data": str(dataset.path.resolve()), "seed": seed, "trackers": []},
+            "data": {"max_length": backbone.max_length},
+            "backbone": backbone.options.model_dump(),
+        }
+    )
+    _refuse_another(backbone, config)
+    Experiment(config, dataset, make_fabric("cpu")).open_folder(folder, ("run", "data", "backbone", "pretrain"))
+    tensors = {f"backbone.{key}": tensor for key, tensor in backbone.state_dict().items()}
+    digest = save_model(folder, tensors, {"kind": "pretrained", **backbone_facts(config, dataset), "base": None})
+    metrics = {
+        "backbone": name,
+        "dataset": dataset.name,
+        "seed": seed,
+        "total_parameters": sum(parameter.numel() for parameter in backbone.parameters()),
+        "seconds": {"pretrain": 0.0},  # by ftkit
+        "hash": digest,
+    }
+    write_json(folder / "metrics.json", metrics)
+    return folder
+
+
+@torch.no_grad()
+def _refuse_another(backbone: Backbone, config: Config) -> None:
+    """Raise if what the command line would build, with the same weights, does not compute the same."""
+    name, rebuilt = config.run.backbone, build_backbone(config, backbone.num_items)
+    weights, wanted = backbone.state_dict(), rebuilt.state_dict()
+    if differ := sorted(weights.keys() ^ wanted.keys()):
+        raise CheckpointError(
+            f"the backbone {name!r} has other weights than the one given: {len(differ)} names differ, "
+            f"e.g. {differ[0]!r}; name the one that it is"
+        )
+    for key, tensor in weights.items():
+        if tensor.shape != wanted[key].shape:
+            raise CheckpointError(
+                f"{key!r} is {tuple(tensor.shape)} in the backbone given and {tuple(wanted[key].shape)} in {name!r}; "
+                "do its options tell its sizes?"
+            )
+    rebuilt.load_state_dict(weights)
+    rebuilt.to(backbone.item_embedding.weight.device)
+    random = torch.Generator().manual_seed(0)
+    sequence = torch.randint(1, backbone.num_items + 1, (2, min(8, backbone.max_length)), generator=random)
+    sequence[1, 0] = 0  # padding
+    sequence = sequence.to(backbone.item_embedding.weight.device)
+    expected, found = (_evaluated(part, sequence) for part in (backbone, rebuilt))
+    if not torch.allclose(expected, found, rtol=1e-4, atol=1e-5):
+        raise CheckpointError(
+            f"the backbone {name!r} computes something else from the same weights, by up to "
+            f"{(expected - found).abs().max():.3g}; an option that it has no field for?"
+        )
+
+
+def _evaluated(backbone: Backbone, sequence: torch.Tensor) -> torch.Tensor:
+    """Return user vectors ``(users, dim)`` in evaluation mode."""
+    was_training = backbone.training
+    vectors = backbone.eval().user_vectors(sequence)
+    backbone.train(was_training)
+    return vectors
