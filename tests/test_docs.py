@@ -101,7 +101,10 @@ def write_module(monkeypatch, tmp_path):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("document", ["docs/tutorial.md", "docs/data.md", "docs/recommend.md", "docs/wrapping.md"])
+DOCUMENTS = ["tutorial", "data", "recommend", "wrapping", "backbones"]
+
+
+@pytest.mark.parametrize("document", [f"docs/{name}.md" for name in DOCUMENTS])
 def test_every_block_of_a_document_runs_and_prints_what_it_shows(document, ftkit, write_module):
     for language, block in blocks(document, "python", "console"):
         if language == "python" and (named := re.match(r"# (\w+)\.py\n", block)):
