@@ -161,9 +161,6 @@ def test_nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_learns_to_look_three_items_back() -> None:
     off = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    assert (
-        loss_after_learning_cycles(
-            lambda: HuggingFace(NUM_ITEMS, LENGTH, options_of("gpt2", dim=32, num_blocks=1, config=off))
-        )
-        < 1.1
-    )  # guessing costs log 12 = 2.48; the first two can't be known
+    options = options_of("gpt2", dim=32, num_blocks=1, config=off)
+    loss = loss_after_learning_cycles(lambda: HuggingFace(NUM_ITEMS, LENGTH, options))
+    assert loss < 1.1  # guessing costs log 12 = 2.48; the first two can't be known
