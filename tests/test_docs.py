@@ -119,9 +119,10 @@ def write_module(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     "document",
-    ["docs/checkpoints.md", "docs/data.md", "docs/recommend.md", "docs/tutorial.md", "docs/wrapping.md"],
+    ["backbones", "checkpoints", "data", "recommend", "tutorial", "wrapping"],
 )
 def test_every_block_of_a_document_runs_and_prints_what_it_shows(document, ftkit, write_module):
+    document = f"docs/{document}.md"
     for language, block in blocks(document, "python", "console"):
         if language == "python" and (named := re.match(r"# (\w+)\.py\n", block)):
             write_module(named[1], block)

@@ -58,7 +58,9 @@ class Recurrence(nn.GRU):
 
     def forward(self, input: Tensor) -> Tensor:  # pyrefly: ignore[bad-override]  # without the last state
         """Return the states h_1 … h_n, the shape of ``input`` ``(users, length, dim)``."""
-        return super().forward(input)[0]
+        # cuDNN has no backward pass in evaluation mode, in which a layer that a strategy froze stays.
+        with torch.backends.cudnn.flags(enabled=self.training or not torch.is_grad_enabled()):
+            return super().forward(input)[0]
 
 
 class Gru4RecBlock(nn.Module):

@@ -92,8 +92,10 @@ class HuggingFaceOptions(Options):
         return {name: _parsed(value) if isinstance(value, str) else value for name, value in config.items()}
 
     @model_validator(mode="after")
-    def _check_heads(self) -> HuggingFaceOptions:
+    def _check(self) -> HuggingFaceOptions:
         refuse_heads_that_do_not_divide(self.dim, self.num_heads)
+        if self.config:  # only then, so that transformers is not imported for nothing
+            make_config(1, 1, self)
         return self
 
 
@@ -107,7 +109,6 @@ class HuggingFace(WrappedBackbone):
 
     Raises:
         PluginError: When transformers is not installed.
-        OptionError: For a field that the configuration class does not have, or a value that it does not take.
     """
 
     Options = HuggingFaceOptions
@@ -146,7 +147,16 @@ def model_inputs(sequence: Tensor, *, is_causal: bool) -> dict[str, Tensor]:
 
 def make_model(num_items: int, max_length: int, options: HuggingFaceOptions) -> nn.Module:
     """Return a model with random weights, as `HuggingFace` takes it apart."""
-    transformers = import_transformers()
+    config = make_config(num_items, max_length, options)
+    return import_transformers().AutoModel.from_config(config, attn_implementation="sdpa")
+
+
+def make_config(num_items: int, max_length: int, options: HuggingFaceOptions) -> Any:
+    """Return the configuration of a model.
+
+    Raises:
+        OptionError: For a field that the configuration class does not have, or a value that it does not take.
+    """
     decided = {
         "vocab_size": num_items + 1,
         "max_position_embeddings": max_length,
@@ -158,15 +168,14 @@ def make_model(num_items: int, max_length: int, options: HuggingFaceOptions) -> 
         "eos_token_id": None,
         "use_cache": False,  # blocks would note keys and values of one batch for the next
     }
-    config_class = transformers.CONFIG_MAPPING[options.architecture]
+    config_class = import_transformers().CONFIG_MAPPING[options.architecture]
     refuse_other_fields(config_class, options.config, decided)
     default = {} if options.architecture == "gpt2" else {"intermediate_size": 4 * options.dim}
     try:
-        config = config_class(**decided, **{**default, **options.config})
+        return config_class(**decided, **{**default, **options.config})
     except Exception as error:  # the configuration class checks types and more, each by an error of its own
         reason = " ".join(str(error).split())
-        raise OptionError(f"backbone.config does not fit {config_class.__name__}: {reason}") from error
-    return transformers.AutoModel.from_config(config, attn_implementation="sdpa")
+        raise OptionError(f"config does not fit {config_class.__name__}: {reason}") from error
 
 
 def refuse_other_fields(config_class: Any, given: Mapping[str, Any], decided: Mapping[str, Any]) -> None:
@@ -181,11 +190,11 @@ def refuse_other_fields(config_class: Any, given: Mapping[str, Any], decided: Ma
     for name in given:
         if name in taken:
             raise OptionError(
-                f"backbone.config.{name} follows from the data and the other options of the backbone; leave it out"
+                f"config.{name} follows from the data and the other options of the backbone; leave it out"
             )
         if name not in fields:
             raise OptionError(
-                f"no option backbone.config.{name}.{did_you_mean(name, fields)} "
+                f"config has no field {name!r}.{did_you_mean(name, fields)} "
                 f"Fields of {config_class.__name__} that can be set: {', '.join(sorted(fields))}"
             )
 

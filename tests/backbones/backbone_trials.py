@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,12 @@ def windows_of_cycles(seed: int, num_windows: int = 64, num_items: int = NUM_ITE
     return Windows(sequence[:, :-1], sequence[:, 1:])
 
 
-def loss_after_learning_cycles(backbone: Backbone, num_steps: int = 120, learning_rate: float = 1e-2) -> float:
-    """Return the loss on unseen cycles, nats per item, of a backbone that was pre-trained on others."""
-    with seeded(0, "cycles"):
-        model = NextItem(backbone)
+def loss_after_learning_cycles(
+    make: Callable[[], Backbone], num_steps: int = 120, learning_rate: float = 1e-2, seed: int = 0
+) -> float:
+    """Return the loss on unseen cycles, nats per item, of a new backbone that was pre-trained on others."""
+    with seeded(seed, "cycles"):
+        model = NextItem(make())
         optimizer = torch.optim.Adam(model.parameters(), learning_rate)
         model.train()
         for step in range(num_steps):
