@@ -13,6 +13,7 @@ from finetune_kit.seeding import generator
 from finetune_kit.training.assemble import Run, build_backbone, build_strategy, load_base
 from finetune_kit.training.folders import write_base
 from finetune_kit.training.pretrain import NextItem
+from matrix import usual_backbone
 
 SMALL, LARGE = ("b", "c", "d", "e", "f"), ("a", "c", "d", "dd", "e", "f", "g")
 """Source items: one is gone, three are new, and those that stay have other ids."""
@@ -39,7 +40,7 @@ def make(folder: Path, source: tuple[str, ...], target: tuple[str, ...], users: 
 
 def configured(name: str, /, **sections: dict[str, object]) -> Config:
     config: dict[str, dict[str, object]] = {
-        "run": {"strategy": name},
+        "run": {"strategy": name, "backbone": usual_backbone(name)},
         "data": {"max_length": 6},
         "backbone": {"dim": 4, "num_blocks": 2},
         "pretrain": {"epochs": 1},

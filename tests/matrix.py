@@ -30,6 +30,11 @@ words below, before anything is trained.
 """
 
 
+def usual_backbone(strategy: str) -> str:
+    """Return the name of a backbone that a strategy takes."""
+    return "sasrec" if strategy.startswith("peft:") else "nextitnet"
+
+
 def contract(strategy: str) -> type[StrategyContract]:
     """Return the contract of an installed strategy over all built-in backbones."""
     attributes = {

@@ -5,6 +5,7 @@ import pytest
 
 from documents import ROOT, TINY, blocks, check_console, run_command
 from finetune_kit.plugins import installed
+from matrix import usual_backbone
 
 SHORTER = {"run": [*TINY, "--epochs", "1"], "finetune": ["--epochs", "1"]}
 """What is added to a command, so that it takes seconds."""
@@ -37,8 +38,8 @@ def rows() -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", installed().components("strategy"))
 def test_the_table_of_strategies_has_the_share_of_parameters_that_train(strategy, ftkit):
-    backbone = "sasrec" if strategy.startswith("peft:") else "nextitnet"
-    plan = json.loads(ftkit(f"ftkit run --strategy {strategy} --backbone {backbone} --dry-run --json"))
+    command = f"ftkit run --strategy {strategy} --backbone {usual_backbone(strategy)} --dry-run --json"
+    plan = json.loads(ftkit(command))
     share = f"{plan['trainable_parameters'] / plan['total_parameters']:.1%}".replace("%", " %")
     assert rows().get(strategy, "no row").endswith(f"| {share} |"), f"{strategy}: the share is {share}"
 

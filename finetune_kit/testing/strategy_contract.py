@@ -372,7 +372,7 @@ def _assert_names(message: str, strategy: type[Strategy], backbone: Backbone) ->
     """Assert that a refusal is one line that names both who refuses and whom."""
     assert "\n" not in message
     for name in (strategy.__name__, type(backbone).__name__):
-        assert name in message, f"{name} is not named: {message}"
+        assert name.lower() in message.lower(), f"{name} is not named: {message}"
 
 
 @torch.no_grad()

@@ -78,6 +78,8 @@ class Peft(Strategy):
             with warnings.catch_warnings():
                 # it says so of GPT-2's layers, sets it as they need it, and so does what is wanted
                 warnings.filterwarnings("ignore", "fan_in_fan_out is set to", UserWarning, "peft")
+                # oft's default does not divide every width; it takes the nearest that does
+                warnings.filterwarnings("ignore", "Invalid `oft_block_size`", UserWarning, "peft")
                 _peft().inject_adapter_in_model(config, self.backbone.blocks)
             fault = find_fault(self.backbone, _merged)
         except Exception as error:  # PEFT may raise anything

@@ -26,6 +26,7 @@ buffers that are no floating-point numbers are those of θ¹.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -73,7 +74,7 @@ class WiseFt(Strategy):
     @torch.no_grad()
     def merged_backbone(self) -> Backbone:
         """Return a backbone with the weights θ, a copy of its own."""
-        merged = super().merged_backbone()
+        merged = copy.deepcopy(self.backbone)
         tuned = self.backbone.state_dict()
         for name, tensor in merged.state_dict().items():
             if tensor.is_floating_point():

@@ -94,5 +94,5 @@ def test_a_strategy_that_decides_per_user_is_not_merged(ftkit):
     ftkit("run", "--strategy", "uaf-hard", "--epochs", "1", *TINY, "--output", "hard")
     done = ftkit("merge", "hard", "--output", "merged")
     assert done.code == 2
-    assert done.err.startswith("ftkit: UafHard can't be merged into a plain backbone")
+    assert done.err.startswith("ftkit: UafHard can't be merged into a plain NextItNet")
     assert not Path("merged").exists()

@@ -11,6 +11,7 @@ from finetune_kit.plugins import installed
 from finetune_kit.progress import Progress
 from finetune_kit.training.device import make_fabric
 from finetune_kit.training.run import Runner
+from matrix import usual_backbone
 
 
 class Told(Progress):
@@ -28,7 +29,7 @@ def runner(
     **sections: dict[str, Any],
 ) -> Runner:
     config = {
-        "run": {"strategy": name, "backbone": "nextitnet"},
+        "run": {"strategy": name, "backbone": usual_backbone(name)},
         "data": {"max_length": 8},
         "backbone": {"dim": 8, "num_blocks": 2},
         "pretrain": {"epochs": 1},

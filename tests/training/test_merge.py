@@ -130,7 +130,7 @@ def test_what_does_not_merge_into_the_same_is_refused_and_nothing_is_written(
 
 def test_what_cannot_be_merged_says_so(dataset, bases, tmp_path):
     run = load_run(run_of("uaf-hard", dataset, bases, tmp_path / "run"), dataset)
-    with pytest.raises(PluginError, match="UafHard can't be merged into a plain backbone"):
+    with pytest.raises(PluginError, match="UafHard can't be merged into a plain NextItNet"):
         merge(run, tmp_path / "merged")
 
 
