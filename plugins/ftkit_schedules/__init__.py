@@ -14,6 +14,7 @@ def ftkit_strategies() -> list[Component]:
             "gradual-unfreezing",
             "Everything is trained, the head first, then one block more each time (ACL 2018)",
             "ftkit_schedules.gradual_unfreezing:GradualUnfreezing",
+            contract={"num_epochs": 4},  # head, two blocks, all
         ),
         Component(
             "l2-sp",
@@ -24,6 +25,7 @@ def ftkit_strategies() -> list[Component]:
             "lp-ft",
             "The head is trained first, then everything from there (ICLR 2022)",
             "ftkit_schedules.lp_ft:LpFt",
+            contract={"options": {"probe_epochs": 1}},  # so that two epochs see both phases
         ),
         Component(
             "wise-ft",

@@ -27,7 +27,8 @@ def ftkit_strategies() -> list[Component]:
             "Per user and block, frozen or fine-tuned, learned by self-critical reward (TKDE 2021)",
             "ftkit_uaf.rl:UafRl",
             variants={"authors": {"reward": "authors"}},
-            contract={"options": {"curriculum_epochs": 1, "num_candidates": 5}},  # so that two epochs see both phases
+            # so that both phases are seen, and each branch is drawn
+            contract={"options": {"curriculum_epochs": 1, "num_candidates": 5}, "num_epochs": 4},
         ),
         Component(
             "uaf-random",
@@ -45,6 +46,7 @@ def ftkit_strategies() -> list[Component]:
             "skip",
             "Per user and block, frozen, fine-tuned or skipped, which saves compute (after SkipRec, AAAI 2021)",
             "ftkit_uaf.skip:Skip",
+            contract={"num_epochs": 4},  # so that each branch is drawn
         ),
     ]
 
