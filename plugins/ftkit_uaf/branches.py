@@ -17,7 +17,9 @@ I_l Ĝ_l(E_{l−1}) + (1 − I_l) G_l(E_{l−1}), which needs whole blocks only 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from finetune_kit.backbone import Context
@@ -36,11 +38,53 @@ class TwoBranchBlock(nn.Module):
         self.frozen = block
         self.tuned = copy.deepcopy(block)
         self.reach = getattr(block, "reach", None)
+        self._mixes_users = next(block.buffers(), None) is not None  # e.g. the statistics of a BatchNorm
+
+    def inputs_for(self, wanted: tuple[int, ...], length: int) -> tuple[int, ...] | None:
+        """Return the positions that outputs at ``wanted`` depend on, if the block can tell (`Backbone`)."""
+        inputs_for = getattr(self.frozen, "inputs_for", None)
+        return inputs_for(wanted, length) if inputs_for else None
 
     def forward(self, hidden: Tensor, context: Context, gate: Tensor) -> Tensor:
         """Return I Ĝ(E) + (1 − I) G(E), the shape of ``hidden`` ``(users, length, dim)``; ``gate`` is ``(users,)``."""
-        gate = gate[:, None, None]  # (users, 1, 1)
-        return gate * self.tuned(hidden, context) + (1 - gate) * self.frozen(hidden, context)
+        is_tuned = gate.detach() == 1
+        if self._mixes_users or not (is_tuned | (gate.detach() == 0)).all():
+            gate = gate[:, None, None]  # (users, 1, 1)
+            return gate * self.tuned(hidden, context) + (1 - gate) * self.frozen(hidden, context)
+        return self._one_each(hidden, context, gate, is_tuned)
+
+    def _one_each(self, hidden: Tensor, context: Context, gate: Tensor, is_tuned: Tensor) -> Tensor:
+        """Return the same where every gate is 0 or 1: a user's gradient then flows through one branch only.
+
+        The other one is computed only if the policy learns from the difference between the two, and without a graph.
+        """
+        order = is_tuned.argsort(descending=True, stable=True)
+        split = [int(is_tuned.sum()), len(is_tuned) - int(is_tuned.sum())]
+        parts, rows = hidden[order].split(split), order.split(split)
+        branches = (self.tuned, self.frozen)
+        taken = [branch(part, context.rows(row)) for branch, part, row in zip(branches, parts, rows, strict=True) if len(row)]
+        output = torch.empty_like(hidden) if False else torch.cat(taken)[order.argsort()]
+        if not (gate.requires_grad and torch.is_grad_enabled()):
+            return output
+        with torch.no_grad():
+            other = [b(part, context.rows(row)) for b, part, row in zip(reversed(branches), parts, rows, strict=True) if len(row)]
+            sign = (2 * is_tuned - 1)[order].to(hidden.dtype)[:, None, None]
+            difference = ((torch.cat(taken) - torch.cat(other)) * sign)[order.argsort()]
+        return StraightThrough.apply(output, gate, difference)
+
+
+class StraightThrough(torch.autograd.Function):
+    """Passes a mixture of branches on, and hands its gate the gradient ``⟨∂L/∂output, Ĝ(E) − G(E)⟩``."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, gate: Tensor, difference: Tensor) -> Tensor:
+        ctx.save_for_backward(difference)
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        (difference,) = ctx.saved_tensors
+        return gradient, (gradient * difference).sum(dim=(1, 2)), None
 
 
 def add_tuned_branches(strategy: Strategy, kind: type[TwoBranchBlock] = TwoBranchBlock) -> None:
