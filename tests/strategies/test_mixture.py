@@ -1,5 +1,5 @@
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -34,6 +34,7 @@ def case(actions: list[int], num_branches: int = 3):
     return shares, [Counting(seed) for seed in range(num_branches)], hidden, Context(mask)
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=6))
 def test_output_and_all_gradients_are_those_of_computing_everything(actions):
     found = []
