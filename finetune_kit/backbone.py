@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -28,6 +28,10 @@ class Context:
     """
 
     mask: Tensor | None
+    given: tuple[int, ...] = field(default=(), kw_only=True)
+    """Where the hidden states stand that a block is given, if ``wanted`` is set, in steps before the last position."""
+    wanted: tuple[int, ...] | None = field(default=None, kw_only=True)
+    """Where alone the block shall compute its output, in the same steps; None: at all positions that it is given."""
 
     def masked(self, hidden: Tensor) -> Tensor:
         """Return hidden states ``(users, length, dim)`` with zeros at padding."""
@@ -41,6 +45,10 @@ class Context:
         """Return the context of some of the batch's users, by their rows ``(some,)`` int64."""
         return replace(self, mask=None if self.mask is None else self.mask[users])
 
+    def at(self, steps: tuple[int, ...]) -> Context:
+        """Return the context of single positions, in steps before the last one."""
+        return replace(self, mask=None if self.mask is None else self.mask[:, [-1 - step for step in steps]])
+
 
 class Backbone(nn.Module):
     """A sequential network in parts that strategies can take hold of: embed ▸ blocks ▸ finish.
@@ -51,6 +59,9 @@ class Backbone(nn.Module):
 
     * ``reach``: how many positions back an output looks; lets `user_vectors` skip positions that the last
       one can't see. Absent means all of them.
+    * ``inputs_for(wanted, length)``: the single positions that it must be given for its output at some, all in steps
+      before the last one, earliest first; None where it can't tell. Such a block minds ``context.wanted``, which
+      skips still more than ``reach`` does.
     * ``sites``: names of the submodules at which a patch (an adapter) can be put.
 
     Args:
@@ -122,11 +133,14 @@ class Backbone(nn.Module):
                 and the result may have fewer positions.
         """
         hidden, context = self.start(sequence)
-        needed = self._needed_lengths(sequence.shape[1]) if last_only else [sequence.shape[1]] * len(self.blocks)
-        for k, (block, length) in enumerate(zip(self.blocks, needed, strict=True)):
-            hidden, context = hidden[:, -length:], context.trailing(length)
-            hidden = block(hidden, context) if gates is None else block(hidden, context, gates[:, k])
-        return self.finish(hidden, context)
+        stands = tuple(reversed(range(hidden.shape[1])))  # where hidden states stand, in steps before the last position
+        plan = self._plan(hidden.shape[1]) if last_only else [(stands, None)] * len(self.blocks)
+        for k, (block, (given, wanted)) in enumerate(zip(self.blocks, plan, strict=True)):
+            hidden = at_steps(hidden, stands, given)
+            part = context.trailing(len(given)) if wanted is None else replace(context, given=given, wanted=wanted)
+            hidden = block(hidden, part) if gates is None else block(hidden, part, gates[:, k])
+            stands = given if wanted is None else wanted
+        return self.finish(hidden, context.trailing(hidden.shape[1]))
 
     def user_vectors(self, sequence: Tensor, gates: Tensor | None = None, *, pooling: Pooling = "last") -> Tensor:
         """Return one vector per user, ``(users, dim)``.
@@ -168,14 +182,37 @@ class Backbone(nn.Module):
             )
         return windows.hide(self.num_items + 1, HIDDEN_SHARE, noise)
 
-    def _needed_lengths(self, length: int) -> list[int]:
-        """Return how many trailing positions each block must be given so that the last one comes out right."""
-        needed, lengths = 1, []
+    def _plan(self, length: int) -> list[tuple[tuple[int, ...], tuple[int, ...] | None]]:
+        """Return ``(given, wanted)`` of each block such that the last position of the last one comes out right.
+
+        Both in steps before the last position; a block with ``wanted`` None computes all that it is given.
+        """
+        needed: tuple[int, ...] = (0,)
+        plan: list[tuple[tuple[int, ...], tuple[int, ...] | None]] = []
         for block in reversed(self.blocks):
-            reach = getattr(block, "reach", None)
-            needed = length if reach is None else min(length, needed + reach)
-            lengths.append(needed)
-        return lengths[::-1]
+            inputs_for, reach = getattr(block, "inputs_for", None), getattr(block, "reach", None)
+            given = inputs_for(needed, length) if inputs_for else None
+            if given is None:
+                num_given = length if reach is None else min(length, needed[0] + reach + 1)
+                given = tuple(reversed(range(num_given)))
+                plan.append((given, None))
+            else:
+                plan.append((given, needed))
+            needed = given
+        return plan[::-1]
+
+
+def at_steps(hidden: Tensor, stands: tuple[int, ...], steps: tuple[int, ...]) -> Tensor:
+    """Return the positions of ``(users, positions, dim)`` that stand at some steps before the last one.
+
+    Args:
+        hidden: Hidden states.
+        stands: Where they stand, earliest first.
+        steps: Which of them to take, earliest first.
+    """
+    if steps == stands[-len(steps) :]:
+        return hidden[:, -len(steps) :]
+    return hidden[:, [stands.index(step) for step in steps]]
 
 
 def normal_embedding(num_items: int, dim: int, std: float) -> nn.Embedding:

@@ -17,11 +17,14 @@ I_l Ĝ_l(E_{l−1}) + (1 − I_l) G_l(E_{l−1}), which needs whole blocks only 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from finetune_kit.backbone import Context
 from finetune_kit.strategy import Strategy
+from ftkit_uaf.mixture import Branch, mixture, whole_mixture
 
 
 class TwoBranchBlock(nn.Module):
@@ -36,11 +39,20 @@ class TwoBranchBlock(nn.Module):
         self.frozen = block
         self.tuned = copy.deepcopy(block)
         self.reach = getattr(block, "reach", None)
+        self._mixes_users = next(block.buffers(), None) is not None  # e.g. the statistics of a BatchNorm
+
+    def inputs_for(self, wanted: tuple[int, ...], length: int) -> tuple[int, ...] | None:
+        """Return the positions that outputs at ``wanted`` depend on, if the block can tell (`Backbone`)."""
+        inputs_for = getattr(self.frozen, "inputs_for", None)
+        return inputs_for(wanted, length) if inputs_for else None
 
     def forward(self, hidden: Tensor, context: Context, gate: Tensor) -> Tensor:
         """Return I Ĝ(E) + (1 − I) G(E), the shape of ``hidden`` ``(users, length, dim)``; ``gate`` is ``(users,)``."""
-        gate = gate[:, None, None]  # (users, 1, 1)
-        return gate * self.tuned(hidden, context) + (1 - gate) * self.frozen(hidden, context)
+        return self.mix(torch.stack([gate, 1 - gate], dim=1), [self.tuned, self.frozen], hidden, context)
+
+    def mix(self, shares: Tensor, branches: Sequence[Branch], hidden: Tensor, context: Context) -> Tensor:
+        """Return Σ_i z_i B_i(E) for shares ``(users, branches)``, computing no more than counts."""
+        return (whole_mixture if self._mixes_users else mixture)(shares, branches, hidden, context)
 
 
 def add_tuned_branches(strategy: Strategy, kind: type[TwoBranchBlock] = TwoBranchBlock) -> None:
