@@ -70,6 +70,8 @@ def _one_line(error: ValidationError, model: type[BaseModel], section: str) -> s
         have = ", ".join(known) or "none"
         return f"no option {section}.{name}.{did_you_mean(name, known)} Options of {section}: {have}"
     reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "too_short":
+        reason = f"needs at least {first['ctx']['min_length']}"
     reason = reason[0].lower() + reason[1:]
     if not name:  # a check over several options: its message stands by itself
         return f"{section}: {reason}"

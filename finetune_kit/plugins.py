@@ -74,6 +74,11 @@ class Plugins:
             UnknownNameError: When there is none; names the closest.
         """
         if name not in self._components[kind]:
+            for plugin in self.failures:
+                if plugin.name == name:
+                    raise UnknownNameError(
+                        f"the plugin {name!r} is disabled: {plugin.failure}; mend it, or see `ftkit plugins list`"
+                    )
             disabled = ", ".join(repr(plugin.name) for plugin in self.failures)
             hint = f". Disabled plugins: {disabled}; see `ftkit plugins list`" if disabled else ""
             raise UnknownNameError(f"{unknown_name(kind, name, self._components[kind])}{hint}")

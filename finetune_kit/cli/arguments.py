@@ -27,6 +27,9 @@ Preset = Annotated[
     typer.Option(help="Defaults as in the paper, or as in the authors' code.  \\[default: none]", show_default=False),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seeds everything.  \\[default: 0]", show_default=False)]
+SameSeed = Annotated[
+    int | None, typer.Option(help="Seeds everything.  \\[default: that of --from]", show_default=False)
+]
 Output = Annotated[
     Path | None, typer.Option(help="Folder to write.  \\[default: a new one below runs/]", show_default=False)
 ]

@@ -30,7 +30,7 @@ def finetune(
         str | None, typer.Option(help="With --data: the dataset of --from, where it was moved.", show_default=False)
     ] = None,
     task: arg.Task = None,
-    seed: arg.Seed = None,
+    seed: arg.SameSeed = None,
     output: arg.Output = None,
     epochs: arg.Epochs = None,
     batch_size: arg.BatchSize = None,

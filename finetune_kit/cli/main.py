@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from traceback import walk_tb
 from typing import Annotated, Any
 
 import typer
@@ -92,13 +93,30 @@ def main() -> None:
         print(f"ftkit: {error.filename or 'reading or writing'}: {error.strerror}", file=sys.stderr)
         code = 2
     except Exception as error:
-        if not hasattr(error, "format_message"):
+        if hasattr(error, "format_message"):
+            code = _explain_usage(error)
+        elif (plugin := _plugin_at_fault(error)) and not _STATE["traceback"]:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            print(f"ftkit: the plugin {plugin!r} failed: {reason}; ftkit --traceback shows where", file=sys.stderr)
+            code = 2
+        else:
             raise
-        code = _explain_usage(error)
     if code == INTERRUPTED:
         advice = _GOES_ON.get("".join(sys.argv[1:2]), "")
         print(f"ftkit: interrupted{advice}", file=sys.stderr)
     sys.exit(code)
+
+
+def _plugin_at_fault(error: Exception) -> str | None:
+    """Return the name of the third party's plugin in whose code an error arose, or None."""
+    from finetune_kit.plugins import installed
+
+    plugins = {plugin.module.partition(".")[0]: plugin for plugin in installed().loaded}
+    modules = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in walk_tb(error.__traceback__)]
+    for module in reversed(modules):
+        if module in plugins and plugins[module].distribution != "finetune-kit":
+            return plugins[module].name
+    return None
 
 
 INTERRUPTED = 130

@@ -29,7 +29,7 @@ def for_task(dataset: Dataset, task: str) -> Dataset:
         return dataset
     if label not in dataset.labels:
         known = ", ".join(dataset.labels) or "none"
-        raise DataError(f"no label {label!r} in {dataset.path}.{did_you_mean(label, dataset.labels)} Labels: {known}")
+        raise DataError(f"no label {label!r} in {dataset.name!r}.{did_you_mean(label, dataset.labels)} Labels: {known}")
     labelled = LabelledDataset(**{field.name: getattr(dataset, field.name) for field in fields(dataset)}, label=label)
     if labelled.num_target_items < 2:
         raise DataError(f"the label {label!r} of {dataset.path} has one class; telling classes apart needs two")

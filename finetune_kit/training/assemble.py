@@ -28,10 +28,24 @@ BACKBONE, TASK = "backbone.", "task."
 
 
 def build_backbone(config: Config, num_items: int) -> Backbone:
-    """Return the configured backbone for ``num_items`` source items, freshly initialised from the seed."""
-    backbone = installed().component("backbone", config.run.backbone).load()
+    """Return the configured backbone for ``num_items`` source items, freshly initialised from the seed.
+
+    Raises:
+        PluginError: When its class fails, e.g. for options that its model does not take.
+    """
+    name = config.run.backbone
+    backbone = installed().component("backbone", name).load()
     with seeded(config.run.seed, "backbone"):
-        return backbone(num_items, config.data.max_length, config.backbone)
+        try:
+            return backbone(num_items, config.data.max_length, config.backbone)
+        except FinetuneKitError:
+            raise
+        except Exception as error:  # a third party's code may raise anything
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise PluginError(
+                f"{name!r} can't be built with backbone options {config.backbone}: {reason}; "
+                "ftkit --traceback shows where"
+            ) from error
 
 
 class Plain(Strategy):

@@ -23,7 +23,14 @@ from finetune_kit.errors import CheckpointError, PluginError
 from finetune_kit.options import Options
 from finetune_kit.wrapping.calls import Path, WrappedContext, rolled, rows_per_user
 from finetune_kit.wrapping.check import Output, check, failing_in_one_sentence
-from finetune_kit.wrapping.parts import Finish, block_names, find_embedding, finishing, turn_off_fast_paths
+from finetune_kit.wrapping.parts import (
+    Finish,
+    block_names,
+    find_embedding,
+    finishing,
+    refuse_bad_arguments,
+    turn_off_fast_paths,
+)
 from finetune_kit.wrapping.slots import LastBlockReached, Recorder, Recording, Slot, WrappedBlock
 from finetune_kit.wrapping.trial import TakesNoPart, evaluating, leave_out_what_takes_no_part, shaken, try_out
 
@@ -67,7 +74,7 @@ class WrappedBackbone(Backbone):
         embedding: str,
         blocks: str | Sequence[str],
         max_length: int,
-        finish: str | Sequence[str] | Finish = (),
+        finish: str | Sequence[str] | Finish | None = None,
         inputs: Inputs | None = None,
         output: Output | None = None,
         padding: Literal["left", "right"] = "left",
@@ -77,6 +84,7 @@ class WrappedBackbone(Backbone):
         sites: Sequence[str] = (),
         options: Options | None = None,
     ) -> None:
+        refuse_bad_arguments(module, max_length, padding)
         table, num_items = find_embedding(module, embedding, num_items)
         super().__init__(num_items, max_length, options)
         self.dim = table.embedding_dim

@@ -54,6 +54,8 @@ def failing_in_one_sentence() -> Iterator[None]:
 def differs(one: Tensor, other: Tensor) -> str | None:
     """Return by how much two tensors differ, in words, or None where they are equal but for rounding."""
     difference = (one - other).abs().max().item() if one.numel() else 0.0
+    if difference != difference:
+        return "in that something is not a number"
     # Sums in another order differ by less, another computation by more.
     tolerance = max(1e-4, 10 * torch.finfo(one.dtype).eps) * max(1.0, one.abs().max().item() if one.numel() else 0.0)
     return None if difference <= tolerance else f"by up to {difference:.3g}"

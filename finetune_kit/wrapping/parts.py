@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from finetune_kit.errors import PluginError
+from finetune_kit.errors import PluginError, did_you_mean
 
 Finish = Callable[[nn.Module, Tensor], Tensor]
 """From the model and the hidden states after its last block to the last hidden states."""
@@ -32,6 +32,23 @@ def find(module: nn.Module, name: str, argument: str) -> nn.Module:
             raise PluginError(f"{argument}={name!r} leads nowhere: {walked} has no {part!r}; it has {there}")
         here, walked = parts[part], repr(part) if here is module else f"{walked[:-1]}.{part}'"
     return here
+
+
+def refuse_bad_arguments(module: object, max_length: object, padding: str) -> None:
+    """Check what Python does not: `wrap` is called by people, in notebooks.
+
+    Raises:
+        PluginError: For a model that is none, a length that is none, or a side that is none.
+    """
+    if not isinstance(module, nn.Module):
+        hint = "; give an instance, not the class" if isinstance(module, type) else ""
+        raise PluginError(f"{module!r} is no nn.Module{hint}")
+    if not isinstance(max_length, int) or max_length < 1:
+        raise PluginError(f"max_length={max_length!r} is no length; give a whole number, at least 1")
+    if padding not in ("left", "right"):
+        raise PluginError(
+            f"padding={padding!r} is no side.{did_you_mean(padding, ['left', 'right'])} Use left or right"
+        )
 
 
 def find_embedding(module: nn.Module, name: str, num_items: int | None) -> tuple[nn.Embedding, int]:
@@ -61,6 +78,8 @@ def block_names(module: nn.Module, blocks: str | Sequence[str]) -> list[str]:
     found = [name for given in names for name in _inside(given, find(module, given, "blocks"))]
     if not found:
         raise PluginError(f"blocks={blocks!r} holds no blocks; name a ModuleList, or blocks one by one")
+    if twice := [name for name in found if found.count(name) > 1]:
+        raise PluginError(f"blocks={blocks!r} names {twice[0]!r} twice; name every block once")
     return found
 
 
@@ -84,7 +103,7 @@ class Steps:
         return hidden
 
 
-def finishing(module: nn.Module, finish: str | Sequence[str] | Finish) -> Finish:
+def finishing(module: nn.Module, finish: str | Sequence[str] | Finish | None) -> Finish:
     """Return what comes after the blocks as one function of the model and hidden states.
 
     Raises:
@@ -92,6 +111,7 @@ def finishing(module: nn.Module, finish: str | Sequence[str] | Finish) -> Finish
     """
     if callable(finish):
         return finish
+    finish = () if finish is None else finish
     names = (finish,) if isinstance(finish, str) else tuple(finish)
     for name in names:
         find(module, name, "finish")

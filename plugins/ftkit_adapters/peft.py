@@ -86,7 +86,8 @@ class Peft(Strategy):
             fault = f"it fails with {type(error).__name__}: {_one_line(error)}"
         if fault is not None:
             raise PluginError(
-                f"PEFT's {method} does not work on the blocks of {name}: {fault}; choose other layers with "
+                f"PEFT's {method} does not work on the blocks of {name}: {fault}; "
+                f"{'mend strategy.config, ' if self.options.config else ''}choose other layers with "
                 "strategy.target_modules, or use the strategy lora, which acts on the weights of any layer"
             )
 

@@ -20,6 +20,8 @@ branch of block l:
 | v_l | ``shares`` | (blocks,) |
 | k, λ_1, λ_2 | ``k``, ``lambda_1``, ``lambda_2`` | scalar |
 
+Without k, and with the same τ, this is UAF-Hard: what UAF took over.
+
 Differences from the paper: the input is the user's source sequence, and the policy network any that is installed,
 trained by the same optimiser as all else; there it is a small ResNet with a learning rate of its own. v_l is taken over
 the batch's users and has the straight-through gradient of their actions. L_k and L_e only push: a policy that has not
