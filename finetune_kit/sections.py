@@ -5,12 +5,15 @@ Nothing here imports torch, so that ``ftkit options`` answers at once.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from finetune_kit.errors import OptionError
 from finetune_kit.options import Options
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Protocol = Literal["instance", "user", "authors"]
 RankingProtocol = Literal["full", "sampled"]
@@ -18,6 +21,7 @@ Batching = Literal["users", "instances"]
 Pooling = Literal["last", "mean"]
 Preset = Literal["none", "paper", "authors"]
 Loss = Literal["bpr", "bce", "sampled-softmax", "softmax"]
+Optimizer = Literal["adam", "lazy-adam"]
 
 
 class RunOptions(Options):
@@ -66,6 +70,9 @@ class PretrainOptions(Options):
     """Windows per step."""
     learning_rate: float = Field(1e-3, gt=0)
     """Of Adam; the paper has 1e-4."""
+    optimizer: Optimizer = "adam"
+    """adam, or lazy-adam (large catalogues): rows of item tables that a step does not look up keep weights and moments,
+    where Adam's moments decay and go on moving them. The output layer is looked up by loss=sampled-softmax alone."""
     patience: int = Field(2, ge=0)
     """Stop after so many epochs without a better loss on held-out users; 0 trains all epochs."""
     valid_share: float = Field(0.05, gt=0, lt=1)
@@ -89,6 +96,9 @@ class FinetuneOptions(Options):
     """Of Adam; the paper has 1e-4."""
     weight_decay: float = Field(0.0, ge=0)
     """Of Adam (L2)."""
+    optimizer: Optimizer = "adam"
+    """adam, or lazy-adam (large catalogues): rows of item tables that a step does not look up keep weights and moments,
+    where Adam's moments decay and go on moving them. The head is looked up by all losses on items but softmax."""
     patience: int = Field(10, ge=0)
     """Stop after so many epochs without a better MRR@5 (labels: macro F1) on validation; 0 trains all epochs."""
     loss: Loss = "bpr"
@@ -102,6 +112,16 @@ class FinetuneOptions(Options):
     """Batches of instances at random (the paper), or of users with all theirs: a user is then encoded once an epoch."""
     pooling: Pooling = "last"
     """The user vector: the last position (the paper) or the mean over positions (the authors' code)."""
+
+    @model_validator(mode="after")
+    def _decays_all_or_none(self) -> Self:
+        """Refuse weight decay, which moves every row in every step, beside an optimizer that does not."""
+        if self.optimizer == "lazy-adam" and self.weight_decay:
+            raise ValueError(
+                f"weight_decay = {self.weight_decay:g} moves every row of a table in every step, which optimizer = "
+                "lazy-adam is there to avoid; give optimizer=adam or weight_decay=0"
+            )
+        return self
 
 
 class EvaluationOptions(Options):

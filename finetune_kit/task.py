@@ -16,6 +16,7 @@ from finetune_kit import losses
 from finetune_kit.data.batch import Batch
 from finetune_kit.data.loading import draw_negatives
 from finetune_kit.sections import Loss
+from finetune_kit.tables import OutputLayer
 
 _PAIRED = {"bpr": losses.bpr, "bce": losses.binary_cross_entropy, "sampled-softmax": losses.sampled_softmax}
 
@@ -35,7 +36,7 @@ class Task(nn.Module):
 
     def __init__(self, dim: int, num_answers: int) -> None:
         super().__init__()
-        self.head = nn.Linear(dim, num_answers)
+        self.head = OutputLayer(dim, num_answers)
         # Small, as the authors' code has it: a larger head sends noise into the backbone before it has learned what
         # the user vectors mean, and fine-tuning then forgets the pre-trained features within an epoch.
         nn.init.normal_(self.head.weight, std=0.02)
@@ -47,8 +48,7 @@ class Task(nn.Module):
 
     def scores_of(self, vectors: Tensor, answers: Tensor) -> Tensor:
         """Return the scores of given answers, ``(instances, n)``, from vectors ``(instances, dim)`` and their ids."""
-        weight = F.embedding(answers - 1, self.head.weight)  # (instances, n, dim)
-        bias = F.embedding(answers - 1, self.head.bias.unsqueeze(1)).squeeze(-1)  # (instances, n)
+        weight, bias = self.head.rows(answers - 1)  # (instances, n, dim), (instances, n)
         return (weight * vectors.unsqueeze(1)).sum(dim=-1) + bias
 
     def loss(self, vectors: Tensor, batch: Batch) -> Tensor:

@@ -23,6 +23,7 @@ from finetune_kit.plugins import installed
 from finetune_kit.pretend import pretend_device
 from finetune_kit.seeding import seeded
 from finetune_kit.strategy import Strategy
+from finetune_kit.tables import gradients_by_row
 from finetune_kit.task import ItemTask, LabelTask, Task
 from finetune_kit.testing.backbones import randomise, tiny_backbones
 from finetune_kit.testing.batches import random_batch
@@ -192,6 +193,17 @@ class StrategyContract:
         for _ in self.train(strategy):
             missing -= {name for name in missing if (grad := parameters[name].grad) is not None and grad.any()}
         assert not missing, f"no gradient in {self.num_epochs} epochs: {sorted(missing)}"
+
+    def test_gradients_by_row_are_those_of_whole_tables(self, backbone_class: type[Backbone]) -> None:
+        """``optimizer=lazy-adam`` has sparse gradients, of the rows looked up, and they are the same."""
+        whole, by_row = self.make_strategy(backbone_class), self.make_strategy(backbone_class)
+        next(self.train(whole))
+        with gradients_by_row(by_row):
+            next(self.train(by_row))
+        for (name, one), other in zip(whole.named_parameters(), by_row.parameters(), strict=True):
+            assert (one.grad is None) == (other.grad is None), name
+            if one.grad is not None and other.grad is not None:
+                torch.testing.assert_close(other.grad.to_dense(), one.grad, atol=1e-6, rtol=1e-5)
 
     def test_the_leading_frozen_stages_compute_the_same_for_good(self, backbone_class: type[Backbone]) -> None:
         """What `frozen_stages` counts may be computed once per user and kept."""

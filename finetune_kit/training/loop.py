@@ -18,8 +18,11 @@ from torch import Tensor
 from finetune_kit.errors import CheckpointError, FinetuneKitError
 from finetune_kit.files import write_tensors
 from finetune_kit.progress import Progress
+from finetune_kit.sections import Optimizer
 from finetune_kit.seeding import derive_seed
+from finetune_kit.tables import gradients_by_row
 from finetune_kit.trainable import Trainable
+from finetune_kit.training.optimizer import make_optimizer
 
 
 class Batches(Protocol):
@@ -61,6 +64,7 @@ class Loop:
         stage: ``"pretrain"`` or ``"finetune"``; names the progress bar and seeds the shuffling.
         learning_rate: Of Adam.
         weight_decay: Of Adam (L2).
+        optimizer: ``"adam"`` or ``"lazy-adam"``, for which tables have sparse gradients.
         epochs: At most so many.
         patience: Stop after so many epochs without a better value, those of the module's schedule not counted; 0 never
             stops early.
@@ -81,6 +85,7 @@ class Loop:
     patience: int
     monitor: str
     weight_decay: float = 0.0
+    optimizer: Optimizer = "adam"
     lower_is_better: bool = False
     seed: int = 0
     checkpoint: Path | None = None
@@ -100,9 +105,7 @@ class Loop:
             FinetuneKitError: When the loss stops being a number.
         """
         trained = [parameter for parameter in self.module.parameters() if self.module.trains(parameter)]
-        # One fused kernel per step where the device has it; the pretend device of the tests does not.
-        fused = self.fabric.device.type in ("cpu", "cuda")
-        adam = torch.optim.Adam(trained, self.learning_rate, weight_decay=self.weight_decay, fused=fused)
+        adam = make_optimizer(self.optimizer, trained, self.learning_rate, self.weight_decay, self.fabric.device)
         module, optimizer = self.fabric.setup(self.module, adam)
         if self.epochs <= self.module.schedule_epochs:
             self.progress.say(
@@ -113,7 +116,10 @@ class Loop:
         if resume and self.checkpoint and self.checkpoint.exists():
             fitted, best = self._load(adam)
             self.progress.say(f"{self.stage}: going on after epoch {len(fitted.history)}")
-        with self.progress.stage(self.stage, self.epochs * batches.num_batches()) as advance:
+        with (
+            gradients_by_row(self.module, self.optimizer == "lazy-adam"),
+            self.progress.stage(self.stage, self.epochs * batches.num_batches()) as advance,
+        ):
             for epoch in range(len(fitted.history) + 1, self.epochs + 1):
                 if self._is_exhausted(epoch, fitted):
                     break

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from finetune_kit import losses
 from finetune_kit.backbone import Backbone
 from finetune_kit.data.batch import Windows
 from finetune_kit.errors import DataError
 from finetune_kit.seeding import derive_seed, generator
+from finetune_kit.tables import OutputLayer
 from finetune_kit.trainable import Trainable
 
 if TYPE_CHECKING:
@@ -39,12 +40,12 @@ class NextItem(Trainable):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.output = nn.Linear(backbone.dim, backbone.num_items)
+        self.output = OutputLayer(backbone.dim, backbone.num_items)
         self._num_negatives = num_negatives
         self._seed = seed
         self._noise = generator(seed, "sampled-softmax")
         self._hiding = generator(seed, "hidden-items")
-        self._share = None if frequency is None else frequency / frequency.sum()  # stays on the CPU: only draws use it
+        self._negatives = None if frequency is None else Lottery(frequency)
 
     def start_epoch(self, epoch: int) -> None:
         """Make the drawn and the hidden items a function of (seed, epoch)."""
@@ -66,14 +67,15 @@ class NextItem(Trainable):
         The partition sum is estimated without bias: ``exp o_y + Σ_{drawn j ≠ y} exp(o_j) / (m Q_j)`` (importance
         sampling, Bengio & Senécal, 2008); with many draws the loss is the exact one.
         """
-        assert self._share is not None, "the sampled loss needs the items' frequencies"
+        assert self._negatives is not None, "the sampled loss needs the items' frequencies"
         hidden, labels = self._labelled(batch)
-        drawn = torch.multinomial(self._share, self._num_negatives, replacement=True, generator=self._noise)
-        log_expected = (self._share.log() + math.log(self._num_negatives)).to(hidden.device)  # log(m Q_j)
-        drawn = drawn.to(hidden.device)
-        negative = F.linear(hidden, self.output.weight[drawn], self.output.bias[drawn]) - log_expected[drawn]
+        drawn, log_share = (part.to(hidden.device) for part in self._negatives.draw(self._num_negatives, self._noise))
+        # One look-up for both: where gradients are dense, each would have one as large as W.
+        weight, bias = self.output.rows(torch.cat([labels, drawn]))
+        positive = (hidden * weight[: len(labels)]).sum(dim=1) + bias[: len(labels)]
+        log_expected = log_share + math.log(self._num_negatives)  # log(m Q_j)
+        negative = F.linear(hidden, weight[len(labels) :], bias[len(labels) :]) - log_expected
         negative = negative.masked_fill(drawn == labels.unsqueeze(1), -torch.inf)  # a label is no negative of itself
-        positive = (hidden * self.output.weight[labels]).sum(dim=1) + self.output.bias[labels]
         scores = torch.cat([positive.unsqueeze(1), negative], dim=1)  # (positions, 1 + drawn)
         return (scores.logsumexp(dim=1) - positive).mean()
 
@@ -82,6 +84,28 @@ class NextItem(Trainable):
         hidden = self.backbone(batch.inputs)  # (windows, length, dim)
         has_label = batch.labels != 0
         return hidden[has_label].float(), batch.labels[has_label] - 1
+
+
+class Lottery:
+    """Draws items with probabilities Q in proportion to their frequencies; it stays on the CPU.
+
+    Args:
+        frequency: ``(num_items,)``, at least 0.
+    """
+
+    def __init__(self, frequency: Tensor) -> None:
+        self._cumulative = frequency.double().cumsum(0)
+        self._log_share = (frequency / frequency.sum()).log()
+
+    def draw(self, num_draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return items drawn with replacement, from 0, and their log Q, both ``(num_draws,)``.
+
+        By bisection in the cumulative sum, ``num_draws · log num_items`` steps, and for any number of items;
+        `torch.multinomial` sums the probabilities up anew in each call, and takes no more than 2²⁴.
+        """
+        uniform = torch.rand(num_draws, dtype=torch.float64, generator=generator)
+        drawn = torch.searchsorted(self._cumulative, uniform * self._cumulative[-1], right=True)
+        return drawn, self._log_share[drawn]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,15 @@ from typing import Any
 from finetune_kit import __version__
 from finetune_kit.idle import idle_options
 from finetune_kit.plugins import installed
+from finetune_kit.strategy import Strategy
+from finetune_kit.tables import trained_tables
 from finetune_kit.training.assemble import backbone_facts
 from finetune_kit.training.experiment import Experiment
 from finetune_kit.training.pretrain import with_next_item
 from finetune_kit.training.stages import Finetuning, Pretraining, Start
+
+LARGE_TABLE = 200_000
+"""Rows of a table from which on it is told that Adam updates them all in every step."""
 
 
 @dataclass
@@ -24,12 +30,17 @@ class Runner(Experiment):
     def refuse_early(self) -> None:
         """Raise now what would otherwise be raised after pre-training: a split or a strategy that can't be made.
 
-        Options that were set but have no effect are told.
+        Options that were set but have no effect are told, and large tables that Adam will update whole.
         """
         for remark in idle_options(self.config):
             self.progress.say(f"warning: {remark}")
         _ = self.split
         strategy = self.build_strategy(None)
+        for stage, rows in self._tables_updated_whole(strategy):
+            self.progress.say(
+                f"{stage}.optimizer = adam updates all {rows:,} rows of a table in every step; lazy-adam only those "
+                f"that the step looks up (ftkit options {stage})"
+            )
         if strategy.needs_pretrained or strategy.needs_source_batches:
             with_next_item(self.dataset)
 
@@ -55,6 +66,15 @@ class Runner(Experiment):
         """
         return Finetuning(self, folder, base, start).carry_out()
 
+    def _tables_updated_whole(self, strategy: Strategy) -> Iterator[tuple[str, int]]:
+        """Yield the stages in which Adam updates a large table where lazy-adam could be chosen, and its rows."""
+        config = self.config
+        if strategy.needs_pretrained and config.pretrain.optimizer == "adam":
+            yield from _if_large("pretrain", self.dataset.num_source_items)
+        if config.finetune.optimizer == "adam" and not config.finetune.weight_decay:
+            sizes = [len(table.weight) for table in trained_tables(strategy)]
+            yield from _if_large("finetune", max(sizes, default=0))
+
     def _pretrain_key(self) -> str:
         """Return a hash of everything that decides a pre-trained backbone."""
         decides = {
@@ -67,3 +87,8 @@ class Runner(Experiment):
             **backbone_facts(self.config, self.dataset),
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def _if_large(stage: str, rows: int) -> Iterator[tuple[str, int]]:
+    if rows >= LARGE_TABLE:
+        yield stage, rows

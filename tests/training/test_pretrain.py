@@ -6,7 +6,7 @@ from finetune_kit import losses
 from finetune_kit.data.batch import Windows
 from finetune_kit.errors import DataError, PluginError
 from finetune_kit.testing import GlobalBackbone, TinyBackbone, random_sequence, randomise
-from finetune_kit.training.pretrain import NextItem, hold_out
+from finetune_kit.training.pretrain import Lottery, NextItem, hold_out
 
 
 def windows(num_windows: int = 6, length: int = 8, num_items: int = 20, seed: int = 0) -> Windows:
@@ -72,7 +72,7 @@ def test_the_sampled_softmax_by_a_slow_loop() -> None:
     one.start_epoch(3)
     found = one(batch)
     one.start_epoch(3)
-    drawn = torch.multinomial(share / share.sum(), 7, replacement=True, generator=one._noise).tolist()
+    drawn = Lottery(share).draw(7, one._noise)[0].tolist()
     logits, q = one.output(one.backbone(batch.inputs)), share / share.sum()
     losses = []
     for row, label in zip(logits.flatten(0, 1), (batch.labels.flatten() - 1).tolist(), strict=True):
@@ -98,6 +98,29 @@ def test_with_few_draws_the_sampled_softmax_has_the_exact_partition_sum_on_avera
     inverse_shares = torch.tensor([one.sampled_loss(last).exp().item() for _ in range(500)])
     error = inverse_shares.std() / 500**0.5
     assert inverse_shares.mean().item() == pytest.approx(one.exact_loss(last).exp().item(), abs=4 * error.item())
+
+
+def test_items_are_drawn_as_often_as_they_are_frequent_and_those_that_never_occur_are_not() -> None:
+    frequency, num_draws = torch.tensor([0.0, 1, 0, 0, 6, 3, 0]), 100_000
+    drawn, log_share = Lottery(frequency).draw(num_draws, torch.Generator().manual_seed(0))
+    share = frequency / 10
+    error = (share * (1 - share) / num_draws).sqrt()
+    assert ((drawn.bincount(minlength=7) / num_draws - share).abs() <= 4 * error).all()
+    torch.testing.assert_close(log_share.exp(), share[drawn])
+
+
+def test_one_generator_draws_the_same_items_again_and_others_next() -> None:
+    lottery, random = Lottery(torch.ones(1000)), torch.Generator().manual_seed(0)
+    first, second = (lottery.draw(20, random)[0] for _ in range(2))
+    assert torch.equal(first, lottery.draw(20, torch.Generator().manual_seed(0))[0])
+    assert not torch.equal(first, second)
+
+
+def test_items_are_drawn_from_more_than_multinomial_takes() -> None:
+    frequency = torch.zeros(2**24 + 10)
+    frequency[-3:] = torch.tensor([1.0, 2, 0])
+    drawn, _ = Lottery(frequency).draw(50, torch.Generator().manual_seed(0))
+    assert set(drawn.tolist()) == {2**24 + 7, 2**24 + 8}
 
 
 def test_the_drawn_items_are_a_function_of_the_epoch() -> None:
