@@ -54,8 +54,9 @@ class CausalConv1d(nn.Conv1d):
         """
         place = {step: index for index, step in enumerate(stands)}
         padded = F.pad(input, (0, 0, 0, 1))  # (users, positions + 1, dim); the last stands for all padding
-        index = [[place.get(step, len(stands)) for step in self.taps(output)] for output in wanted]
-        return self._product(padded[:, index].flatten(2))
+        index = [place.get(step, len(stands)) for output in wanted for step in self.taps(output)]
+        taps = padded.index_select(1, torch.tensor(index, device=input.device))  # (users, wanted · kernel, dim)
+        return self._product(taps.unflatten(1, (len(wanted), -1)).flatten(2))
 
     def _product(self, taps: Tensor) -> Tensor:
         """Return the sum over taps side by side, ``(users, positions, kernel · dim)`` → ``(users, positions, dim)``."""
