@@ -26,7 +26,7 @@ from finetune_kit.strategy import Strategy
 from finetune_kit.task import ItemTask, LabelTask, Task
 from finetune_kit.testing.backbones import randomise, tiny_backbones
 from finetune_kit.testing.batches import random_batch
-from finetune_kit.testing.frozen import frozen_tensors, is_frozen, leading_stages
+from finetune_kit.testing.frozen import cached_stages, frozen_tensors, is_frozen, leading_stages
 
 NUM_ITEMS, NUM_TARGET_ITEMS, NUM_CLASSES, LENGTH, MAX_LENGTH = 20, 9, 3, 7, 12
 
@@ -109,13 +109,18 @@ class StrategyContract:
                 strategy.start_epoch(epoch)
                 strategy.train()
                 for step in range(2):
-                    loss = strategy(self.make_batch(2 * epoch + step).to(device))
+                    loss = strategy(self._training_batch(2 * epoch + step).to(device))
                     loss.backward()
                     yield loss
                     optimizer.step()
                     optimizer.zero_grad()
         strategy.eval()
         strategy.finish_training()
+
+    def _training_batch(self, step: int) -> Batch:
+        """Return a batch whose users are in no other step's."""
+        batch = self.make_batch(step)
+        return replace(batch, user=batch.user + step * 10**6)
 
     def trained(self, backbone_class: type[Backbone], seed: int = 0) -> Strategy:
         """Return the strategy after training, in evaluation mode."""
@@ -208,6 +213,20 @@ class StrategyContract:
             assert before is during is after is None, "the number of frozen stages changed in training"
             return
         assert torch.equal(before, during) and torch.equal(before, after)
+
+    def test_what_leading_frozen_stages_compute_may_be_cached(
+        self, backbone_class: type[Backbone], tmp_path: Path
+    ) -> None:
+        """Training on cached output of leading stages, frozen or resting, gives the same losses and weights."""
+        cached, plain = self.make_strategy(backbone_class), self.make_strategy(backbone_class)
+        steps = range(2, 2 * self.num_epochs + 2)
+        with cached_stages(cached, [self._training_batch(step) for step in steps], tmp_path / "cache") as stages:
+            losses = [loss.item() for loss in self.train(cached)]
+        if not stages.num_rounds:
+            return
+        assert [loss.item() for loss in self.train(plain)] == pytest.approx(losses, rel=1e-5, abs=1e-6)
+        for name, tensor in plain.state_dict().items():
+            torch.testing.assert_close(cached.state_dict()[name], tensor, atol=1e-5, rtol=1e-5)
 
     def test_a_new_strategy_computes_what_the_pretrained_backbone_computes(
         self, backbone_class: type[Backbone]

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
     from finetune_kit.strategy import Strategy
 
-NUM_USERS = 512
-"""Users computed at once; always the same together, so that a user's output does not depend on the batches."""
-
 
 @dataclass
 class LeadingStages:
@@ -37,6 +34,7 @@ class LeadingStages:
         sequences: Returns the item ids of some of them, ``(users, length)``, given theirs.
         memory: MiB up to which outputs stay in memory; more are memory-mapped.
         file: Where they are mapped, for as long as this is entered.
+        num_users: Users computed at once; always the same together, so that nothing depends on the batches.
     """
 
     strategy: Strategy
@@ -44,6 +42,9 @@ class LeadingStages:
     sequences: Callable[[np.ndarray], np.ndarray]
     memory: int
     file: Path
+    num_users: int = 512
+    num_rounds: int = field(default=0, init=False)
+    """How often all users were computed."""
     _num_stages: int = field(default=0, init=False)
     _version: tuple[tuple[int, int], ...] = field(default=(), init=False)
     _known: Tensor | None = field(default=None, init=False)
@@ -67,7 +68,7 @@ class LeadingStages:
         num_stages = self.strategy.still_stages
         parts = [part for stage in self.strategy.stages()[:num_stages] for part in stage]
         tensors = [tensor for part in parts for tensor in (*part.parameters(False), *part.buffers(False))]
-        version = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+        version = tuple((id(tensor), tensor._version) for tensor in tensors)
         if (num_stages, version) != (self._num_stages, self._version):
             self._forget()
             self._num_stages, self._version = num_stages, version
@@ -95,13 +96,14 @@ class LeadingStages:
                 known = self._room(hidden)
             known[start : start + len(hidden)] = hidden
             start += len(hidden)
+        self.num_rounds += 1
         assert known is not None, "somebody was asked for, so there are users"
         return known
 
     def _parts(self, device: torch.device) -> Iterator[Tensor]:
         """Yield the output of the still stages, some users at a time, ``(users, …)``."""
-        for start in range(0, len(self.users), NUM_USERS):
-            sequence = torch.from_numpy(self.sequences(self.users[start : start + NUM_USERS])).to(device)
+        for start in range(0, len(self.users), self.num_users):
+            sequence = torch.from_numpy(self.sequences(self.users[start : start + self.num_users])).to(device)
             yield self.strategy.backbone.lead(sequence, self._num_stages, pooling=self.strategy.pooling).hidden
 
     def _room(self, some: Tensor) -> Tensor:
