@@ -1,8 +1,9 @@
 """UAF-Hard read straight off the paper, in plain PyTorch: what the toolkit's speed and numbers are held against.
 
-Nothing here is clever. Convolutions are ``conv1d`` between two transposes, both branches run for everybody and at every
-position, an instance is a row of its own, frozen blocks are computed again in every epoch, Adam is dense, ranks come from
-sorting. Modules are named as the toolkit names them, so that ``load_state_dict`` takes a strategy's weights over.
+Nothing here is clever. Convolutions are ``conv1d`` between two transposes, both branches run for everybody and at
+every position, an instance is a row of its own, frozen blocks are computed again in every epoch, Adam is dense, ranks
+come from sorting. Modules are named as the toolkit names them, so that ``load_state_dict`` takes a strategy's weights
+over.
 """
 
 from __future__ import annotations

@@ -160,11 +160,11 @@ def test_what_is_known_is_forgotten_when_the_stages_change(tmp_path: Path) -> No
 def test_what_does_not_fit_is_on_disk_for_as_long_as_it_is_of_use(memory: int, tmp_path: Path) -> None:
     strategy, file = tiny("finetune-last1").eval(), tmp_path / "last" / "cache"
     expected = strategy.encode(BATCH).vectors
-    with pytest.raises(KeyboardInterrupt):
-        with LeadingStages(strategy, BATCH.user.numpy(), lambda _: BATCH.sequence.numpy(), memory, file):
-            assert torch.equal(strategy.encode(BATCH).vectors, expected)
-            assert file.exists() == (memory == 0)
-            raise KeyboardInterrupt
+    stages = LeadingStages(strategy, BATCH.user.numpy(), lambda _: BATCH.sequence.numpy(), memory, file)
+    with pytest.raises(KeyboardInterrupt), stages:
+        assert torch.equal(strategy.encode(BATCH).vectors, expected)
+        assert file.exists() == (memory == 0)
+        raise KeyboardInterrupt
     assert not file.exists()
     assert strategy.leading is None
 
