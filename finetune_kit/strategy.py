@@ -182,7 +182,7 @@ class Strategy(Trainable):
         """Switch between training and evaluation; what is known of still stages is kept if they have not changed."""
         super().train(mode)
         if self.leading is not None:
-            self.leading.refresh()
+            self.leading.doubt()
         return self
 
     def _count_leading(self, counts: Callable[[nn.Module], bool]) -> int:

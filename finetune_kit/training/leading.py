@@ -45,6 +45,7 @@ class LeadingStages:
     num_users: int = 512
     num_rounds: int = field(default=0, init=False)
     """How often all users were computed."""
+    _is_sure: bool = field(default=False, init=False)
     _num_stages: int = field(default=0, init=False)
     _version: tuple[tuple[int, int], ...] = field(default=(), init=False)
     _known: Tensor | None = field(default=None, init=False)
@@ -53,7 +54,6 @@ class LeadingStages:
     def __enter__(self) -> Self:
         """Let the strategy ask."""
         self.strategy.leading = self
-        self.refresh()
         return self
 
     def __exit__(
@@ -63,8 +63,12 @@ class LeadingStages:
         self.strategy.leading = None
         self._forget()
 
-    def refresh(self) -> None:
-        """Forget what is known if it no longer holds; called where an epoch or an evaluation begins."""
+    def doubt(self) -> None:
+        """Look anew, before the next answer, whether what is known still holds: an epoch or an evaluation begins."""
+        self._is_sure = False
+
+    def _refresh(self) -> None:
+        """Forget what is known if it no longer holds."""
         num_stages = self.strategy.still_stages
         parts = [part for stage in self.strategy.stages()[:num_stages] for part in stage]
         tensors = [tensor for part in parts for tensor in (*part.parameters(False), *part.buffers(False))]
@@ -72,6 +76,7 @@ class LeadingStages:
         if (num_stages, version) != (self._num_stages, self._version):
             self._forget()
             self._num_stages, self._version = num_stages, version
+        self._is_sure = True
 
     def __call__(self, user: Tensor) -> Leading | None:
         """Return what is known of users ``(users,)``; None where no block stands still, as an embedding costs nothing.
@@ -79,6 +84,8 @@ class LeadingStages:
         Args:
             user: Ids, each among ``users``.
         """
+        if not self._is_sure:
+            self._refresh()
         if self._num_stages < 2:
             return None
         if self._known is None:

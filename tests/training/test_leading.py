@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from small_runs import runner, whole_run, without_times
+from small_runs import runner, whole_run
 from torch import Tensor
 
 from finetune_kit.backbone import Backbone
@@ -153,7 +153,7 @@ def test_what_is_known_is_forgotten_when_the_stages_change(tmp_path: Path) -> No
         strategy.start_epoch(2)
         assert stages(BATCH.user) is None
     assert not torch.allclose(before, after)
-    assert torch.equal(after, strategy.encode(BATCH).vectors)
+    torch.testing.assert_close(after, strategy.encode(BATCH).vectors, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("memory", [0, 1])
@@ -198,14 +198,27 @@ def test_training_in_lower_precision_keeps_what_it_computes(tmp_path: Path) -> N
 def test_a_run_is_the_same_with_and_without_a_cache(
     name: str, options: dict[str, int], backbone: str, dataset: Dataset, bases: Path, tmp_path: Path
 ) -> None:
-    sections = {"run": {"backbone": backbone}, "strategy": options}
+    sections = {"run": {"backbone": backbone}, "backbone": {"num_blocks": 3}, "strategy": options}
     found, cached = whole_run(runner(dataset, name, finetune={"epochs": 3}, **sections), tmp_path / "on", bases)
     expected, plain = whole_run(
         runner(dataset, name, finetune={"epochs": 3, **OFF}, **sections), tmp_path / "off", bases
     )
     _assert_same(cached, plain)
-    assert without_times(found)["test"]["full"] == pytest.approx(expected["test"]["full"], abs=1e-6)
+    assert found["test"]["full"] == pytest.approx(expected["test"]["full"], abs=1e-6)
     assert not list(cached.rglob("*.bin"))
+
+
+@pytest.mark.parametrize(
+    ("name", "times"), [("finetune-cls", 1), ("finetune-last1", 1), ("lp-ft", 1), ("finetune-all", 0)]
+)
+def test_a_run_computes_all_users_once_while_blocks_stand_still(
+    name: str, times: int, dataset: Dataset, bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, lead = [], Backbone.lead
+    monkeypatch.setattr(Backbone, "lead", lambda *args, **more: calls.append(1) or lead(*args, **more))
+    options = {"strategy": {"probe_epochs": 2}} if name == "lp-ft" else {}
+    whole_run(runner(dataset, name, finetune={"epochs": 3}, **options), tmp_path, bases)
+    assert len(calls) == times  # the 60 users are computed together
 
 
 @pytest.mark.parametrize(
