@@ -104,7 +104,8 @@ class Strategy(Trainable):
     def encode(self, batch: Batch) -> Encoded:
         """Return the user vectors of a batch, and the gates where there are any.
 
-        It goes on from what is known of the batch's users, where ``leading`` tells it.
+        During a run it goes on from what ``leading`` knows of the batch's users, by their ids; sequences other than
+        theirs are for ``backbone.user_vectors``.
         """
         leading = None if self.leading is None else self.leading(batch.user)
         return Encoded(self.backbone.user_vectors(batch.sequence, pooling=self.pooling, leading=leading))
@@ -172,7 +173,7 @@ class Strategy(Trainable):
             lambda part: id(part) in still and trained.isdisjoint(map(id, part.parameters(recurse=False)))
         )
 
-    def stages(self) -> list[list[nn.Module]]:
+    def backbone_stages(self) -> list[list[nn.Module]]:
         """Return the modules of each stage of the backbone: first those outside of blocks, then each block's."""
         blocks = [list(block.modules()) for block in self.backbone.blocks]
         inside = {id(part) for block in blocks for part in block}
@@ -186,4 +187,4 @@ class Strategy(Trainable):
         return self
 
     def _count_leading(self, counts: Callable[[nn.Module], bool]) -> int:
-        return sum(1 for _ in takewhile(lambda stage: all(map(counts, stage)), self.stages()))
+        return sum(1 for _ in takewhile(lambda stage: all(map(counts, stage)), self.backbone_stages()))

@@ -70,7 +70,7 @@ class LeadingStages:
     def _refresh(self) -> None:
         """Forget what is known if it no longer holds."""
         num_stages = self.strategy.still_stages
-        parts = [part for stage in self.strategy.stages()[:num_stages] for part in stage]
+        parts = [part for stage in self.strategy.backbone_stages()[:num_stages] for part in stage]
         tensors = [tensor for part in parts for tensor in (*part.parameters(False), *part.buffers(False))]
         version = tuple((id(tensor), tensor._version) for tensor in tensors)
         if (num_stages, version) != (self._num_stages, self._version):
