@@ -25,7 +25,7 @@ from finetune_kit.seeding import seeded
 from finetune_kit.strategy import Strategy
 from finetune_kit.task import ItemTask, LabelTask, Task
 from finetune_kit.testing.backbones import randomise, tiny_backbones
-from finetune_kit.testing.batches import random_batch
+from finetune_kit.testing.batches import only_user, random_batch, with_sequence
 from finetune_kit.testing.frozen import cached_stages, frozen_tensors, is_frozen, leading_stages
 
 NUM_ITEMS, NUM_TARGET_ITEMS, NUM_CLASSES, LENGTH, MAX_LENGTH = 20, 9, 3, 7, 12
@@ -303,7 +303,7 @@ class StrategyContract:
         one, other = (plain.eval().user_vectors(sequence) for sequence in (batch.sequence, padded))
         if not torch.allclose(one, other, atol=1e-5):
             return  # padding matters to the backbone itself, as its own contract has to say
-        one, other = strategy.encode(batch), strategy.encode(_with_sequence(batch, padded))
+        one, other = strategy.encode(batch), strategy.encode(with_sequence(batch, padded))
         torch.testing.assert_close(one.vectors, other.vectors, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(one.gates, other.gates, atol=1e-5, rtol=0)
 
@@ -315,7 +315,7 @@ class StrategyContract:
         together = strategy.encode(batch)
         assert torch.equal(together.vectors, strategy.encode(batch).vectors)
         for row in range(len(batch.user)):
-            alone = strategy.encode(_only_user(batch, row))
+            alone = strategy.encode(only_user(batch, row))
             torch.testing.assert_close(alone.vectors[0], together.vectors[row], atol=1e-5, rtol=1e-5)
             if together.gates is not None and alone.gates is not None:
                 torch.testing.assert_close(alone.gates[0], together.gates[row], atol=1e-5, rtol=0)
@@ -399,14 +399,3 @@ def _assert_names(message: str, strategy: type[Strategy], backbone: Backbone) ->
 @torch.no_grad()
 def _scores(strategy: Strategy, batch: Batch) -> Tensor:
     return strategy.task.scores(strategy.encode(batch).vectors)
-
-
-def _with_sequence(batch: Batch, sequence: Tensor) -> Batch:
-    return Batch(batch.user, sequence, batch.row, batch.positive, batch.negative)
-
-
-def _only_user(batch: Batch, row: int) -> Batch:
-    """Return the part of a batch that is one user's."""
-    own = batch.row == row
-    user, sequence = batch.user[row : row + 1], batch.sequence[row : row + 1]
-    return Batch(user, sequence, torch.zeros_like(batch.row[own]), batch.positive[own], batch.negative[own])
