@@ -219,14 +219,13 @@ class StrategyContract:
     ) -> None:
         """Training on cached output of leading stages, frozen or resting, gives the same losses and weights."""
         cached, plain = self.make_strategy(backbone_class), self.make_strategy(backbone_class)
-        steps = range(2, 2 * self.num_epochs + 2)
-        with cached_stages(cached, [self._training_batch(step) for step in steps], tmp_path / "cache") as stages:
+        batches = [self._training_batch(step) for step in range(2, 2 * self.num_epochs + 2)]
+        with cached_stages(cached, batches, tmp_path / "cache") as stages:
             losses = [loss.item() for loss in self.train(cached)]
         if not stages.num_rounds:
             return
         assert [loss.item() for loss in self.train(plain)] == pytest.approx(losses, rel=1e-5, abs=1e-6)
-        for name, tensor in plain.state_dict().items():
-            torch.testing.assert_close(cached.state_dict()[name], tensor, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(dict(cached.state_dict()), dict(plain.state_dict()), atol=1e-5, rtol=1e-5)
 
     def test_a_new_strategy_computes_what_the_pretrained_backbone_computes(
         self, backbone_class: type[Backbone]
