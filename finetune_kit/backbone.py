@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,25 @@ class Context:
     def at(self, steps: tuple[int, ...]) -> Context:
         """Return the context of single positions, in steps before the last one."""
         return replace(self, mask=None if self.mask is None else self.mask[:, [-1 - step for step in steps]])
+
+
+class Steps(NamedTuple):
+    """Positions that a block is given and computes, in steps before the last one, earliest first."""
+
+    given: tuple[int, ...]
+    """Where the hidden states stand that it is given."""
+    wanted: tuple[int, ...] | None = None
+    """Where alone it shall compute its output; None: at all positions that it is given."""
+
+
+class Leading(NamedTuple):
+    """What the first stages of a backbone make of a batch's users: the embedding, and blocks from the first on."""
+
+    hidden: Tensor
+    """``(users, positions, dim)``, at the positions that the other stages need; ``(users, dim)``, the user vectors,
+    where no stage is left."""
+    num_stages: int
+    """How many stages: 1 the embedding, k + 2 up to block k."""
 
 
 class Backbone(nn.Module):
@@ -122,7 +141,14 @@ class Backbone(nn.Module):
         """Return the last hidden states from those after the last block, both ``(users, length, dim)``."""
         return hidden
 
-    def forward(self, sequence: Tensor, gates: Tensor | None = None, *, last_only: bool = False) -> Tensor:
+    def forward(
+        self,
+        sequence: Tensor,
+        gates: Tensor | None = None,
+        *,
+        last_only: bool = False,
+        leading: Leading | None = None,
+    ) -> Tensor:
         """Return the hidden states of every position, ``(users, length, dim)``.
 
         Args:
@@ -131,18 +157,41 @@ class Backbone(nn.Module):
                 choose among more take several numbers each: ``(users, blocks, n)``.
             last_only: Compute just the positions that the last one depends on; only the last is then right,
                 and the result may have fewer positions.
+            leading: What `lead` returned for these users, where it is known; some blocks are then left to run.
         """
-        hidden, context = self.start(sequence)
-        stands = tuple(reversed(range(hidden.shape[1])))  # where hidden states stand, in steps before the last position
-        plan = self._plan(hidden.shape[1]) if last_only else [(stands, None)] * len(self.blocks)
-        for k, (block, (given, wanted)) in enumerate(zip(self.blocks, plan, strict=True)):
-            hidden = at_steps(hidden, stands, given)
-            part = context.trailing(len(given)) if wanted is None else replace(context, given=given, wanted=wanted)
-            hidden = block(hidden, part) if gates is None else block(hidden, part, gates[:, k])
-            stands = given if wanted is None else wanted
+        plan = self._plan(sequence.shape[1], last_only=last_only)
+        if leading is None:
+            first, stands = 0, _all_steps(sequence.shape[1])
+            hidden, context = self.start(sequence)
+        else:
+            first = leading.num_stages - 1
+            stands, hidden, context = plan[first].given, leading.hidden, self.prepare(sequence)
+        hidden, _ = self._through(range(first, len(self.blocks)), hidden, stands, context, plan, gates)
         return self.finish(hidden, context.trailing(hidden.shape[1]))
 
-    def user_vectors(self, sequence: Tensor, gates: Tensor | None = None, *, pooling: Pooling = "last") -> Tensor:
+    def lead(self, sequence: Tensor, num_stages: int, *, pooling: Pooling = "last") -> Leading:
+        """Return what the first stages make of item ids ``(users, length)``, for `user_vectors` to go on from.
+
+        Args:
+            sequence: Item ids ``(users, length)``, left-padded with 0.
+            num_stages: How many stages, at least 1: 1 the embedding, k + 2 up to block k.
+            pooling: As `user_vectors` will be asked.
+        """
+        if num_stages > len(self.blocks):
+            return Leading(self.user_vectors(sequence, pooling=pooling), num_stages)
+        plan = self._plan(sequence.shape[1], last_only=self.is_causal and pooling == "last")
+        hidden, context = self.start(sequence)
+        hidden, stands = self._through(range(num_stages - 1), hidden, _all_steps(sequence.shape[1]), context, plan)
+        return Leading(at_steps(hidden, stands, plan[num_stages - 1].given), num_stages)
+
+    def user_vectors(
+        self,
+        sequence: Tensor,
+        gates: Tensor | None = None,
+        *,
+        pooling: Pooling = "last",
+        leading: Leading | None = None,
+    ) -> Tensor:
         """Return one vector per user, ``(users, dim)``.
 
         Args:
@@ -150,10 +199,13 @@ class Backbone(nn.Module):
             gates: As in `forward`.
             pooling: ``"last"`` takes the last position (the paper), ``"mean"`` averages over the positions
                 that are not padding (the authors' code, which has no mask, averages over all of them).
+            leading: As in `forward`.
         """
+        if leading is not None and leading.num_stages > len(self.blocks):
+            return leading.hidden
         if pooling == "last":
-            return self.forward(sequence, gates, last_only=self.is_causal)[:, -1]
-        hidden = self.forward(sequence, gates)
+            return self.forward(sequence, gates, last_only=self.is_causal, leading=leading)[:, -1]
+        hidden = self.forward(sequence, gates, leading=leading)
         mask = self.item_mask(sequence)
         if mask is None:
             return hidden.mean(dim=1)
@@ -182,24 +234,58 @@ class Backbone(nn.Module):
             )
         return windows.hide(self.num_items + 1, HIDDEN_SHARE, noise)
 
-    def _plan(self, length: int) -> list[tuple[tuple[int, ...], tuple[int, ...] | None]]:
-        """Return ``(given, wanted)`` of each block such that the last position of the last one comes out right.
+    def _through(
+        self,
+        blocks: range,
+        hidden: Tensor,
+        stands: tuple[int, ...],
+        context: Context,
+        plan: list[Steps],
+        gates: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[int, ...]]:
+        """Return hidden states after some of the blocks, and where they stand, in steps before the last position.
 
-        Both in steps before the last position; a block with ``wanted`` None computes all that it is given.
+        Args:
+            blocks: Which blocks, by index.
+            hidden: ``(users, positions, dim)``, before the first of them.
+            stands: Where these stand.
+            context: Of all positions.
+            plan: What `_plan` returned.
+            gates: As in `forward`.
         """
+        for k in blocks:
+            given, wanted = plan[k]
+            part = context.trailing(len(given)) if wanted is None else replace(context, given=given, wanted=wanted)
+            block, hidden = self.blocks[k], at_steps(hidden, stands, given)
+            hidden = block(hidden, part) if gates is None else block(hidden, part, gates[:, k])
+            stands = given if wanted is None else wanted
+        return hidden, stands
+
+    def _plan(self, length: int, *, last_only: bool) -> list[Steps]:
+        """Return, for each block, the positions that it is given and those that it computes.
+
+        Args:
+            length: Positions of the sequence.
+            last_only: Whether the last position alone has to come out right.
+        """
+        if not last_only:
+            return [Steps(_all_steps(length))] * len(self.blocks)
         needed: tuple[int, ...] = (0,)
-        plan: list[tuple[tuple[int, ...], tuple[int, ...] | None]] = []
+        plan: list[Steps] = []
         for block in reversed(self.blocks):
             inputs_for, reach = getattr(block, "inputs_for", None), getattr(block, "reach", None)
             given = inputs_for(needed, length) if inputs_for else None
             if given is None:
-                num_given = length if reach is None else min(length, needed[0] + reach + 1)
-                given = tuple(reversed(range(num_given)))
-                plan.append((given, None))
+                plan.append(Steps(_all_steps(length if reach is None else min(length, needed[0] + reach + 1))))
             else:
-                plan.append((given, needed))
-            needed = given
+                plan.append(Steps(given, needed))
+            needed = plan[-1].given
         return plan[::-1]
+
+
+def _all_steps(length: int) -> tuple[int, ...]:
+    """Return where the last positions stand, in steps before the last one, earliest first."""
+    return tuple(reversed(range(length)))
 
 
 def at_steps(hidden: Tensor, stands: tuple[int, ...], steps: tuple[int, ...]) -> Tensor:

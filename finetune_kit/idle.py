@@ -38,4 +38,6 @@ def _reasons(config: Config) -> dict[str, str]:
         reasons.setdefault("evaluation.num_candidates", "evaluation.protocols has no sampled ranking")
     if config.pretrain.loss != "sampled-softmax":
         reasons["pretrain.num_negatives"] = f"pretrain.loss = {config.pretrain.loss} takes all items"
+    if config.finetune.cache == "off":
+        reasons["finetune.cache_memory"] = "finetune.cache = off keeps nothing"
     return reasons

@@ -19,6 +19,7 @@ Protocol = Literal["instance", "user", "authors"]
 RankingProtocol = Literal["full", "sampled"]
 Batching = Literal["users", "instances"]
 Pooling = Literal["last", "mean"]
+Cache = Literal["auto", "off"]
 Preset = Literal["none", "paper", "authors"]
 Loss = Literal["bpr", "bce", "sampled-softmax", "softmax"]
 Optimizer = Literal["adam", "lazy-adam"]
@@ -112,6 +113,11 @@ class FinetuneOptions(Options):
     """Batches of instances at random (the paper), or of users with all theirs: a user is then encoded once an epoch."""
     pooling: Pooling = "last"
     """The user vector: the last position (the paper) or the mean over positions (the authors' code)."""
+    cache: Cache = "auto"
+    """auto computes what leading blocks make of a user once, for as long as they are frozen or rest; off computes it in
+    each step. The numbers are the same."""
+    cache_memory: int = Field(1024, ge=0)
+    """MiB up to which cache=auto stays in memory; beyond, it is a file in the run folder until the run has ended."""
 
     @model_validator(mode="after")
     def _decays_all_or_none(self) -> Self:

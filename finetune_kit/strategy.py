@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetune_kit.backbone import Backbone
 from finetune_kit.data.batch import Batch
@@ -16,6 +18,11 @@ from finetune_kit.sections import Pooling
 from finetune_kit.seeding import generator
 from finetune_kit.task import Task
 from finetune_kit.trainable import Trainable
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from finetune_kit.training.leading import LeadingStages
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,7 @@ class Strategy(Trainable):
         self.pooling: Pooling = pooling
         self.seed = seed
         self.noise = generator(seed, "noise")
+        self.leading: LeadingStages | None = None  # what knows the still stages' output, during a run
         plain = backbone.state_dict().keys()
         self.build()
         # build froze and trained, but added nothing; and what users are encoded by is the backbone alone
@@ -94,8 +102,13 @@ class Strategy(Trainable):
         raise NotImplementedError(f"{type(self).__name__} must implement build()")
 
     def encode(self, batch: Batch) -> Encoded:
-        """Return the user vectors of a batch, and the gates where there are any."""
-        return Encoded(self.backbone.user_vectors(batch.sequence, pooling=self.pooling))
+        """Return the user vectors of a batch, and the gates where there are any.
+
+        During a run it goes on from what ``leading`` knows of the batch's users, by their ids; sequences other than
+        theirs are for ``backbone.user_vectors``.
+        """
+        leading = None if self.leading is None else self.leading(batch.user)
+        return Encoded(self.backbone.user_vectors(batch.sequence, pooling=self.pooling, leading=leading))
 
     def encode_with(self, batch: Batch, gates: Tensor) -> Encoded:
         """Return the user vectors of a batch under given gates ``(users, blocks)``, whatever a policy would say.
@@ -144,10 +157,34 @@ class Strategy(Trainable):
     def frozen_stages(self) -> int:
         """How many leading stages stay frozen for all users: 0 none, 1 the embedding, k + 2 up to block k.
 
-        For whoever wants to compute their output once per user; `ftkit` itself does not yet.
+        All stages and `Backbone.finish` where it is the number of blocks + 1.
         """
-        blocks = {id(parameter) for parameter in self.backbone.blocks.parameters()}
-        outside = [parameter for parameter in self.backbone.parameters() if id(parameter) not in blocks]
-        parts = [outside, *(list(block.parameters()) for block in self.backbone.blocks)]
-        trains = [any(map(self.trains, part)) for part in parts]
-        return trains.index(True) if True in trains else len(trains)
+        return self._count_leading(lambda part: not any(map(self.trains, part.parameters(recurse=False))))
+
+    @property
+    def still_stages(self) -> int:
+        """How many leading stages compute the same for the whole epoch: those that are frozen, and those that rest.
+
+        Only what `freeze` or `let_rest` put into evaluation mode counts.
+        """
+        still = {id(part) for part in (*self._frozen, *self._resting)}
+        trained = {id(parameter) for parameter in self.parameters() if parameter.requires_grad}
+        return self._count_leading(
+            lambda part: id(part) in still and trained.isdisjoint(map(id, part.parameters(recurse=False)))
+        )
+
+    def backbone_stages(self) -> list[list[nn.Module]]:
+        """Return the modules of each stage of the backbone: first those outside of blocks, then each block's."""
+        blocks = [list(block.modules()) for block in self.backbone.blocks]
+        inside = {id(part) for block in blocks for part in block}
+        return [[part for part in self.backbone.modules() if id(part) not in inside], *blocks]
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; what is known of still stages is kept if they have not changed."""
+        super().train(mode)
+        if self.leading is not None:
+            self.leading.doubt()
+        return self
+
+    def _count_leading(self, counts: Callable[[nn.Module], bool]) -> int:
+        return sum(1 for _ in takewhile(lambda stage: all(map(counts, stage)), self.backbone_stages()))

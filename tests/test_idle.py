@@ -33,6 +33,10 @@ def test_the_defaults_and_presets_have_nothing_to_tell():
             {"pretrain": {"num_negatives": 5}},
             "pretrain.num_negatives = 5 has no effect: pretrain.loss = softmax takes all items",
         ),
+        (
+            {"finetune": {"cache": "off", "cache_memory": 5}},
+            "finetune.cache_memory = 5 has no effect: finetune.cache = off keeps nothing",
+        ),
     ],
 )
 def test_an_option_without_effect_is_told_with_the_reason(sections, words):

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,14 @@ class WritesIntoWhatIsFrozen(Head):
         if self.training:
             self.backbone.blocks[0].norm.weight.data.mul_(1.01)
         return super().encode(batch)
+
+
+class EncodesUsersTwice(Head):
+    """Encodes a user by other items too, so what is known of the user can't take their place."""
+
+    def loss(self, batch: Batch, encoded: Encoded) -> Tensor:
+        earlier = self.encode(replace(batch, sequence=batch.sequence[:, :-1]))
+        return self.task.loss(encoded.vectors - earlier.vectors, batch)
 
 
 class TrainsWhatItDoesNotUse(Head):
@@ -302,6 +311,8 @@ def test_strategies_that_keep_every_promise_pass(
         (OnlyGradientsAreStopped, "the_leading_frozen_stages_compute_the_same_for_good", BufferedBackbone),
         (WritesIntoWhatIsFrozen, "what_is_frozen_stays_byte_identical", TinyBackbone),
         (WritesIntoWhatIsFrozen, "the_leading_frozen_stages_compute_the_same_for_good", TinyBackbone),
+        (WritesIntoWhatIsFrozen, "what_leading_frozen_stages_compute_may_be_cached", TinyBackbone),
+        (EncodesUsersTwice, "what_leading_frozen_stages_compute_may_be_cached", TinyBackbone),
         (TrainsWhatItDoesNotUse, "everything_that_trains_gets_a_gradient", TinyBackbone),
         (StartsElsewhere, "a_new_strategy_computes_what_the_pretrained_backbone_computes", TinyBackbone),
         (GatesOutsideTheRange, "gates_are_shares_one_per_user_and_block", TinyBackbone),

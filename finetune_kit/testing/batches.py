@@ -56,6 +56,18 @@ def random_batch(
     )
 
 
+def with_sequence(batch: Batch, sequence: Tensor) -> Batch:
+    """Return a batch whose users have other sequences, ``(users, length)``."""
+    return Batch(batch.user, sequence, batch.row, batch.positive, batch.negative)
+
+
+def only_user(batch: Batch, row: int) -> Batch:
+    """Return the part of a batch that is one user's."""
+    own = batch.row == row
+    user, sequence = batch.user[row : row + 1], batch.sequence[row : row + 1]
+    return Batch(user, sequence, torch.zeros_like(batch.row[own]), batch.positive[own], batch.negative[own])
+
+
 @st.composite
 def sequences(
     draw: st.DrawFn, num_items: int = 20, max_users: int = 4, max_length: int = 8, min_items: int = 0

@@ -26,8 +26,8 @@ from finetune_kit.strategy import Strategy
 from finetune_kit.tables import gradients_by_row
 from finetune_kit.task import ItemTask, LabelTask, Task
 from finetune_kit.testing.backbones import randomise, tiny_backbones
-from finetune_kit.testing.batches import random_batch
-from finetune_kit.testing.frozen import frozen_tensors, is_frozen, leading_stages
+from finetune_kit.testing.batches import only_user, random_batch, with_sequence
+from finetune_kit.testing.frozen import cached_stages, frozen_tensors, is_frozen, leading_stages
 
 NUM_ITEMS, NUM_TARGET_ITEMS, NUM_CLASSES, LENGTH, MAX_LENGTH = 20, 9, 3, 7, 12
 
@@ -110,13 +110,18 @@ class StrategyContract:
                 strategy.start_epoch(epoch)
                 strategy.train()
                 for step in range(2):
-                    loss = strategy(self.make_batch(2 * epoch + step).to(device))
+                    loss = strategy(self._training_batch(2 * epoch + step).to(device))
                     loss.backward()
                     yield loss
                     optimizer.step()
                     optimizer.zero_grad()
         strategy.eval()
         strategy.finish_training()
+
+    def _training_batch(self, step: int) -> Batch:
+        """Return a batch whose users are in no other step's."""
+        batch = self.make_batch(step)
+        return replace(batch, user=batch.user + step * 10**6)
 
     def trained(self, backbone_class: type[Backbone], seed: int = 0) -> Strategy:
         """Return the strategy after training, in evaluation mode."""
@@ -221,6 +226,19 @@ class StrategyContract:
             return
         assert torch.equal(before, during) and torch.equal(before, after)
 
+    def test_what_leading_frozen_stages_compute_may_be_cached(
+        self, backbone_class: type[Backbone], tmp_path: Path
+    ) -> None:
+        """Training on cached output of leading stages, frozen or resting, gives the same losses and weights."""
+        cached, plain = self.make_strategy(backbone_class), self.make_strategy(backbone_class)
+        batches = [self._training_batch(step) for step in range(2, 2 * self.num_epochs + 2)]
+        with cached_stages(cached, batches, tmp_path / "cache") as stages:
+            losses = [loss.item() for loss in self.train(cached)]
+        if not stages.num_rounds:
+            return
+        assert [loss.item() for loss in self.train(plain)] == pytest.approx(losses, rel=1e-5, abs=1e-6)
+        torch.testing.assert_close(dict(cached.state_dict()), dict(plain.state_dict()), atol=1e-5, rtol=1e-5)
+
     def test_a_new_strategy_computes_what_the_pretrained_backbone_computes(
         self, backbone_class: type[Backbone]
     ) -> None:
@@ -296,7 +314,7 @@ class StrategyContract:
         one, other = (plain.eval().user_vectors(sequence) for sequence in (batch.sequence, padded))
         if not torch.allclose(one, other, atol=1e-5):
             return  # padding matters to the backbone itself, as its own contract has to say
-        one, other = strategy.encode(batch), strategy.encode(_with_sequence(batch, padded))
+        one, other = strategy.encode(batch), strategy.encode(with_sequence(batch, padded))
         torch.testing.assert_close(one.vectors, other.vectors, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(one.gates, other.gates, atol=1e-5, rtol=0)
 
@@ -308,7 +326,7 @@ class StrategyContract:
         together = strategy.encode(batch)
         assert torch.equal(together.vectors, strategy.encode(batch).vectors)
         for row in range(len(batch.user)):
-            alone = strategy.encode(_only_user(batch, row))
+            alone = strategy.encode(only_user(batch, row))
             torch.testing.assert_close(alone.vectors[0], together.vectors[row], atol=1e-5, rtol=1e-5)
             if together.gates is not None and alone.gates is not None:
                 torch.testing.assert_close(alone.gates[0], together.gates[row], atol=1e-5, rtol=0)
@@ -392,14 +410,3 @@ def _assert_names(message: str, strategy: type[Strategy], backbone: Backbone) ->
 @torch.no_grad()
 def _scores(strategy: Strategy, batch: Batch) -> Tensor:
     return strategy.task.scores(strategy.encode(batch).vectors)
-
-
-def _with_sequence(batch: Batch, sequence: Tensor) -> Batch:
-    return Batch(batch.user, sequence, batch.row, batch.positive, batch.negative)
-
-
-def _only_user(batch: Batch, row: int) -> Batch:
-    """Return the part of a batch that is one user's."""
-    own = batch.row == row
-    user, sequence = batch.user[row : row + 1], batch.sequence[row : row + 1]
-    return Batch(user, sequence, torch.zeros_like(batch.row[own]), batch.positive[own], batch.negative[own])

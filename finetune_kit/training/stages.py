@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from finetune_kit.tracker import Tracker
 from finetune_kit.training.assemble import backbone_facts, build_backbone, target_facts
 from finetune_kit.training.experiment import Experiment
 from finetune_kit.training.folders import BASE_SECTIONS, metrics_of, save_base
+from finetune_kit.training.leading import LeadingStages
 from finetune_kit.training.loop import Fitted, Loop
 from finetune_kit.training.measure import measure
 from finetune_kit.training.pretrain import NextItem, hold_out, with_next_item
@@ -129,7 +132,7 @@ class Finetuning:
 
     def carry_out(self) -> dict[str, Any]:
         """Fine-tune, measure on validation and test, write the run folder; return ``metrics.json``."""
-        experiment, config = self.experiment, self.experiment.config
+        experiment = self.experiment
         parts = experiment.split  # first: it may refuse
         strategy = experiment.build_strategy(self.base)
         if self.start is not None:
@@ -137,6 +140,11 @@ class Finetuning:
         trackers = experiment.open_folder(self.folder, SECTIONS)
         if experiment.earlier is not None:
             experiment.earlier.write(self.folder)
+        with self._keeping(strategy):
+            return self._carry_out(strategy, parts, trackers)
+
+    def _carry_out(self, strategy: Strategy, parts: Split, trackers: list[Tracker]) -> dict[str, Any]:
+        experiment, config = self.experiment, self.experiment.config
         fitted = self._fit(strategy, parts, trackers)
         strategy.finish_training()
         facts = {
@@ -177,6 +185,15 @@ class Finetuning:
         measured.write(self.folder)
         _close_folder(self.folder, metrics, fitted, trackers)
         return metrics
+
+    def _keeping(self, strategy: Strategy) -> AbstractContextManager[Any]:
+        """Return within what the strategy is told what its still stages make of users, if that is asked for."""
+        options, dataset = self.experiment.config.finetune, self.experiment.dataset
+        if options.cache == "off":
+            return nullcontext()
+        sequences = partial(dataset.sequences, max_length=self.experiment.config.data.max_length)
+        users = np.unique(dataset.target.user)
+        return LeadingStages(strategy, users, sequences, options.cache_memory, self.folder / "last" / "leading.bin")
 
     def _fit(self, strategy: Strategy, parts: Split, trackers: list[Tracker]) -> Fitted:
         experiment, options = self.experiment, self.experiment.config.finetune
