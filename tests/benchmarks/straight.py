@@ -146,7 +146,7 @@ class StraightUafHard(Straight):
         noisy = log_probabilities - (-uniform.log()).log()
         relaxed = (noisy / self.temperature).softmax(dim=-1)  # Eq. 10
         hard = F.one_hot(noisy.argmax(dim=-1), 2).float()  # Eq. 9
-        return (hard + relaxed - relaxed.detach())[..., 0]
+        return (hard + (relaxed - relaxed.detach()))[..., 0]
 
     def vectors(self, sequence: Tensor, gates: Tensor) -> Tensor:
         """Return user vectors ``(rows, dim)`` under gates ``(rows, blocks)``."""
