@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -28,9 +28,9 @@ class Context:
     """
 
     mask: Tensor | None
-    given: tuple[int, ...] = ()
-    """Where the hidden states stand that the block is given, if ``wanted`` is set, in steps before the last position."""
-    wanted: tuple[int, ...] | None = None
+    given: tuple[int, ...] = field(default=(), kw_only=True)
+    """Where the hidden states stand that a block is given, if ``wanted`` is set, in steps before the last position."""
+    wanted: tuple[int, ...] | None = field(default=None, kw_only=True)
     """Where alone the block shall compute its output, in the same steps; None: at all positions that it is given."""
 
     def masked(self, hidden: Tensor) -> Tensor:

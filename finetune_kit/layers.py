@@ -103,9 +103,7 @@ class DilatedBlock(nn.Module):
         hidden = F.relu(self.norm1(self.conv1(context.masked(hidden))))
         return F.relu(self.norm2(self.conv2(context.masked(hidden))))
 
-    def _branch_at(
-        self, hidden: Tensor, context: Context, given: tuple[int, ...], wanted: tuple[int, ...]
-    ) -> Tensor:
+    def _branch_at(self, hidden: Tensor, context: Context, given: tuple[int, ...], wanted: tuple[int, ...]) -> Tensor:
         """Return ``F(E)`` at single positions, ``(users, wanted, dim)``, of hidden states ``(users, given, dim)``."""
         conv1, conv2 = cast("CausalConv1d", self.conv1), cast("CausalConv1d", self.conv2)
         seen = {step for output in wanted for step in conv2.taps(output)}

@@ -91,6 +91,11 @@ class LoraBlock(nn.Module):
         self.changes = nn.ModuleList(changes.values())
         self.reach = getattr(block, "reach", None)
 
+    def inputs_for(self, wanted: tuple[int, ...], length: int) -> tuple[int, ...] | None:
+        """Return the positions that outputs at ``wanted`` depend on, if the block can tell (`Backbone`)."""
+        inputs_for = getattr(self.block, "inputs_for", None)
+        return inputs_for(wanted, length) if inputs_for else None
+
     def weights(self) -> dict[str, Tensor]:
         """Return W by the name of the block's parameter."""
         named = zip(self.names, self.changes, strict=True)

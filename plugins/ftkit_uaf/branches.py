@@ -17,13 +17,14 @@ I_l Ĝ_l(E_{l−1}) + (1 − I_l) G_l(E_{l−1}), which needs whole blocks only 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from finetune_kit.backbone import Context
 from finetune_kit.strategy import Strategy
+from ftkit_uaf.mixture import Branch, mixture, whole_mixture
 
 
 class TwoBranchBlock(nn.Module):
@@ -47,44 +48,11 @@ class TwoBranchBlock(nn.Module):
 
     def forward(self, hidden: Tensor, context: Context, gate: Tensor) -> Tensor:
         """Return I Ĝ(E) + (1 − I) G(E), the shape of ``hidden`` ``(users, length, dim)``; ``gate`` is ``(users,)``."""
-        is_tuned = gate.detach() == 1
-        if self._mixes_users or not (is_tuned | (gate.detach() == 0)).all():
-            gate = gate[:, None, None]  # (users, 1, 1)
-            return gate * self.tuned(hidden, context) + (1 - gate) * self.frozen(hidden, context)
-        return self._one_each(hidden, context, gate, is_tuned)
+        return self.mix(torch.stack([gate, 1 - gate], dim=1), [self.tuned, self.frozen], hidden, context)
 
-    def _one_each(self, hidden: Tensor, context: Context, gate: Tensor, is_tuned: Tensor) -> Tensor:
-        """Return the same where every gate is 0 or 1: a user's gradient then flows through one branch only.
-
-        The other one is computed only if the policy learns from the difference between the two, and without a graph.
-        """
-        order = is_tuned.argsort(descending=True, stable=True)
-        split = [int(is_tuned.sum()), len(is_tuned) - int(is_tuned.sum())]
-        parts, rows = hidden[order].split(split), order.split(split)
-        branches = (self.tuned, self.frozen)
-        taken = [branch(part, context.rows(row)) for branch, part, row in zip(branches, parts, rows, strict=True) if len(row)]
-        output = torch.empty_like(hidden) if False else torch.cat(taken)[order.argsort()]
-        if not (gate.requires_grad and torch.is_grad_enabled()):
-            return output
-        with torch.no_grad():
-            other = [b(part, context.rows(row)) for b, part, row in zip(reversed(branches), parts, rows, strict=True) if len(row)]
-            sign = (2 * is_tuned - 1)[order].to(hidden.dtype)[:, None, None]
-            difference = ((torch.cat(taken) - torch.cat(other)) * sign)[order.argsort()]
-        return StraightThrough.apply(output, gate, difference)
-
-
-class StraightThrough(torch.autograd.Function):
-    """Passes a mixture of branches on, and hands its gate the gradient ``⟨∂L/∂output, Ĝ(E) − G(E)⟩``."""
-
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, gate: Tensor, difference: Tensor) -> Tensor:
-        ctx.save_for_backward(difference)
-        return output.view_as(output)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        (difference,) = ctx.saved_tensors
-        return gradient, (gradient * difference).sum(dim=(1, 2)), None
+    def mix(self, shares: Tensor, branches: Sequence[Branch], hidden: Tensor, context: Context) -> Tensor:
+        """Return Σ_i z_i B_i(E) for shares ``(users, branches)``, computing no more than counts."""
+        return (whole_mixture if self._mixes_users else mixture)(shares, branches, hidden, context)
 
 
 def add_tuned_branches(strategy: Strategy, kind: type[TwoBranchBlock] = TwoBranchBlock) -> None:

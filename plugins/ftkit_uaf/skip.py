@@ -22,8 +22,8 @@ z_l(u) the one-hot action of a user in block l, drawn as in `gumbel.py`, and G, 
 | G_l, Ĝ_l | ``frozen``, ``tuned`` | (users, length, dim) → same |
 | c | ``compute_weight`` | scalar |
 
-Training computes both branches for everybody: the straight-through gradient needs what was not chosen too. Evaluation
-computes each branch for those users alone that go through it.
+Training computes both branches for everybody, what was not chosen without a graph: the straight-through gradient needs
+its output. Evaluation computes each branch for those users alone that go through it (`mixture.py`).
 
 Differences from the papers: as in BlockDrop, and unlike in SkipNet, all decisions of a user come at once and from the
 input. All three also learn by reward; here there is Gumbel-softmax alone. The price is linear in the share
@@ -39,9 +39,9 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from finetune_kit.backbone import Context
+from finetune_kit.backbone import Context, at_steps
 from finetune_kit.data.batch import Batch
 from finetune_kit.policy import make_policy
 from finetune_kit.strategy import Encoded, Strategy
@@ -77,24 +77,12 @@ class ThreeWayBlock(TwoBranchBlock):
         """
         if gate.dim() == 1:
             gate = torch.stack([gate, 1 - gate, torch.zeros_like(gate)], dim=-1)  # (users, 3)
-        tuned, frozen, skipped = gate[:, :, None, None].unbind(dim=1)  # (users, 1, 1) each
-        if self.training:
-            return tuned * self.tuned(hidden, context) + frozen * self.frozen(hidden, context) + skipped * hidden
-        mixed = skipped * hidden
-        for share, branch in ((tuned, self.tuned), (frozen, self.frozen)):
-            mixed = _add_for_some(mixed, share, branch, hidden, context)
-        return mixed
+        return self.mix(gate, [self.tuned, self.frozen, _skipped], hidden, context)
 
 
-def _add_for_some(mixed: Tensor, share: Tensor, branch: nn.Module, hidden: Tensor, context: Context) -> Tensor:
-    """Return ``mixed`` plus ``share`` times a branch's output, which is computed for users with a share alone."""
-    users = share.flatten().nonzero().squeeze(1)  # (some,)
-    if not len(users):
-        return mixed
-    if len(users) == len(hidden):
-        return mixed + share * branch(hidden, context)
-    output = share[users] * branch(hidden[users], context.rows(users))  # (some, length, dim)
-    return mixed.index_add(0, users, output.to(mixed.dtype))
+def _skipped(hidden: Tensor, context: Context) -> Tensor:
+    """Return E where the block's output is wanted."""
+    return hidden if context.wanted is None else at_steps(hidden, context.given, context.wanted)
 
 
 class Skip(Strategy):

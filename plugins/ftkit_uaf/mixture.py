@@ -1,0 +1,108 @@
+"""A block that is a mixture of branches, computed without what does not count.
+
+    E_l = Σ_i z_i(u) B_i(E_{l−1})
+
+is Eq. 6 of UAF (`branches.py`) for two branches; z are each user's shares. Where they are hard, 0 or 1, a user's output
+is that of one branch, and ∂L/∂B_i = z_i ∂L/∂E_l is 0 for all others: only the branch that is taken needs a graph, and
+only for the users who take it. The shares themselves still learn from every branch, ∂L/∂z_i = ⟨∂L/∂E_l, B_i(E_{l−1})⟩,
+for which the others' outputs are needed as constants, and not even that where no policy learns by gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetune_kit.backbone import Context
+
+Branch = Callable[[Tensor, Context], Tensor]
+"""From hidden states ``(users, length, dim)`` and a context to the same shape, or to the positions that it wants."""
+
+
+def mixture(shares: Tensor, branches: Sequence[Branch], hidden: Tensor, context: Context) -> Tensor:
+    """Return Σ_i z_i B_i(E), ``(users, length, dim)``; hard shares cost one branch per user, and its gradient alone.
+
+    Args:
+        shares: z, ``(users, branches)``.
+        branches: B_i; none of them mixes users.
+        hidden: E, ``(users, length, dim)``.
+        context: The batch's.
+    """
+    if not is_hard(shares):
+        return whole_mixture(shares, branches, hidden, context)
+    taken = shares.detach().argmax(dim=1)  # (users,)
+    counts = taken.bincount(minlength=len(branches)).tolist()
+    if max(counts) == len(taken):
+        order = back = slice(None)  # everybody takes the same
+    else:
+        order = taken.argsort(stable=True)  # users of one branch stand together
+        back = order.argsort()
+    hidden, users = hidden[order], torch.arange(len(taken), device=taken.device)[order]
+    parts = zip(branches, hidden.split(counts), users.split(counts), strict=True)
+    output = torch.cat([branch(part, context.rows(row)) for branch, part, row in parts if len(row)])
+    if shares.requires_grad and torch.is_grad_enabled():
+        others = _others(branches, hidden, users, counts, context)
+        output = _HardMixture.apply(output, shares[order], counts, *others)
+    return output[back]
+
+
+def is_hard(shares: Tensor) -> bool:
+    """Return whether every share is 0 or 1."""
+    shares = shares.detach()
+    return bool(((shares == 0) | (shares == 1)).all())
+
+
+def whole_mixture(shares: Tensor, branches: Sequence[Branch], hidden: Tensor, context: Context) -> Tensor:
+    """Return what `mixture` does, with every branch computed for everybody."""
+    weights = shares[:, :, None, None].unbind(dim=1)  # (users, 1, 1) each
+    first, *others = (weight * branch(hidden, context) for weight, branch in zip(weights, branches, strict=True))
+    return sum(others, first)
+
+
+@torch.no_grad()
+def _others(
+    branches: Sequence[Branch], hidden: Tensor, users: Tensor, counts: Sequence[int], context: Context
+) -> list[Tensor]:
+    """Return each branch's output for the users who do not take it, in the order of ``hidden``."""
+    outputs, start = [], 0
+    for branch, count in zip(branches, counts, strict=True):
+        rest, rows = (_without(part, start, count) for part in (hidden, users))
+        outputs.append(branch(rest, context.rows(rows)) if len(rows) else rest)
+        start += count
+    return outputs
+
+
+def _without(tensor: Tensor, start: int, count: int) -> Tensor:
+    """Return a tensor without ``count`` rows from ``start`` on."""
+    before, after = tensor[:start], tensor[start + count :]
+    return torch.cat([before, after]) if len(before) and len(after) else after if len(after) else before
+
+
+class _HardMixture(torch.autograd.Function):
+    """Passes the outputs of the branches taken on, and gives the shares their gradient ``⟨∂L/∂E_l, B_i(E_{l−1})⟩``."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, shares: Tensor, counts: Sequence[int], *others: Tensor) -> Tensor:
+        """Return ``output`` as it is; ``others`` are those of `_others`."""
+        ctx.save_for_backward(output, *others)
+        ctx.counts, ctx.dtype = counts, shares.dtype
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of ``output`` and ``shares``."""
+        (gradient,), (output, *others) = gradients, ctx.saved_tensors
+        own, start, columns = _inner_product(gradient, output, ctx.dtype), 0, []
+        for count, other in zip(ctx.counts, others, strict=True):
+            rest = _inner_product(_without(gradient, start, count), other, ctx.dtype)
+            columns.append(torch.cat([rest[:start], own[start : start + count], rest[start:]]))
+            start += count
+        return gradient, torch.stack(columns, dim=1), None, *(None for _ in others)
+
+
+def _inner_product(one: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ⟨one, other⟩ per user, ``(users,)``, of two ``(users, length, dim)``."""
+    return (one * other).sum(dim=(1, 2), dtype=dtype)
