@@ -126,7 +126,7 @@ PAPER = Size(
 SMALL = replace(
     PAPER,
     name="small",
-    step=Shape(users=16, length=16, dim=16, blocks=2, source_items=200, target_items=100),
+    step=Shape(users=16, length=16, dim=16, blocks=4, source_items=200, target_items=100),
     epoch=Shape(users=32, length=16, dim=16, blocks=2),
     catalogues=(1000, 5000),
     windows=8,

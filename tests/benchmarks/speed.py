@@ -108,6 +108,7 @@ def main() -> None:
 
     def keep(results: dict[str, Any]) -> None:
         if arguments.json:
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
             arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 
     print(page.tables(measure(size, names, arguments.data, keep)))

@@ -43,7 +43,7 @@ class Row:
         reference: Seconds per round of what it is held against.
         users: Users of one unit of work, where users per second are told.
         precision: What ours computed in; the reference computes in float32.
-        gigaflops: Of ours and of the reference, matrix products and convolutions alone, counted by
+        gigaflops: Of ours and of the reference, matrix products and convolutions alone, by the formulas of
             `torch.utils.flop_counter`; None where not counted.
         mebibytes: Peak memory of ours and of the reference, each in a process of its own; None where not measured.
         against: What the reference is.
