@@ -44,7 +44,7 @@ def mixture(shares: Tensor, branches: Sequence[Branch], hidden: Tensor, context:
     parts = zip(branches, hidden.split(counts), users.split(counts), strict=True)
     output = torch.cat([branch(part, context.rows(row)) for branch, part, row in parts if len(row)])
     if shares.requires_grad and torch.is_grad_enabled():
-        others = _others(branches, hidden, users, counts, context)
+        others = _others(branches, hidden, users, counts, context, output[:0])
         output = _HardMixture.apply(output, shares[order], counts, *others)
     return output[back]
 
@@ -64,13 +64,18 @@ def whole_mixture(shares: Tensor, branches: Sequence[Branch], hidden: Tensor, co
 
 @torch.no_grad()
 def _others(
-    branches: Sequence[Branch], hidden: Tensor, users: Tensor, counts: Sequence[int], context: Context
+    branches: Sequence[Branch],
+    hidden: Tensor,
+    users: Tensor,
+    counts: Sequence[int],
+    context: Context,
+    nobody: Tensor,
 ) -> list[Tensor]:
-    """Return each branch's output for the users who do not take it, in the order of ``hidden``."""
+    """Return each branch's output for the users who do not take it, in the order of ``hidden``; or ``nobody``'s."""
     outputs, start = [], 0
     for branch, count in zip(branches, counts, strict=True):
         rest, rows = (_without(part, start, count) for part in (hidden, users))
-        outputs.append(branch(rest, context.rows(rows)) if len(rows) else rest)
+        outputs.append(branch(rest, context.rows(rows)) if len(rows) else nobody)
         start += count
     return outputs
 
