@@ -34,7 +34,7 @@ format: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 SIZE ?= paper
-bench: $(STAMP)  ## measure speed against the straight reference; SIZE=small takes a minute
+bench: $(STAMP)  ## measure speed against the straight reference; SIZE=small is quick
 	$(BIN)/python -m pytest -m benchmark --benchmark-only
 	$(BIN)/python tests/benchmarks/speed.py --size $(SIZE) --json .benchmarks/speed-$(SIZE).json
 
