@@ -35,21 +35,25 @@ from finetune_kit.data.dataset import Dataset
 GROWTH = "growth"
 
 
-def rows(size: Size, dataset: Callable[[], Dataset]) -> dict[str, Callable[[], Row]]:
+Data = Callable[[], Dataset]
+"""Opens the dataset, or makes it up, when a row first asks for it."""
+
+
+def rows(size: Size) -> dict[str, Callable[[Data], Row]]:
     """Return by name what can be measured."""
-    made = {
-        "hard-step": lambda: rows_steps.hard_step(size),
-        "hard-step-bf16": lambda: rows_steps.hard_step(size, "bf16-mixed"),
-        "hard-epoch": lambda: rows_epochs.hard_epoch(size, dataset()),
-        "cls-epoch": lambda: rows_epochs.cls_epoch(size, dataset()),
-        "hard-evaluation": lambda: rows_evaluation.hard_evaluation(size, dataset()),
-        "hard-recommend": lambda: rows_evaluation.hard_recommend(size, dataset()),
-        "hard-encode": lambda: rows_evaluation.hard_encode(size),
-        "hard-over-all": lambda: rows_evaluation.hard_over_all(size, dataset()),
+    measurable: dict[str, Callable[[Data], Row]] = {
+        "hard-step": lambda data: rows_steps.hard_step(size),
+        "hard-step-bf16": lambda data: rows_steps.hard_step(size, "bf16-mixed"),
+        "hard-epoch": lambda data: rows_epochs.hard_epoch(size, data()),
+        "cls-epoch": lambda data: rows_epochs.cls_epoch(size, data()),
+        "hard-evaluation": lambda data: rows_evaluation.hard_evaluation(size, data()),
+        "hard-recommend": lambda data: rows_evaluation.hard_recommend(size, data()),
+        "hard-encode": lambda data: rows_evaluation.hard_encode(size),
+        "hard-over-all": lambda data: rows_evaluation.hard_over_all(size, data()),
     }
     for name, num_items in catalogues(size).items():
-        made[name] = lambda num_items=num_items: rows_pretraining.pretrain(size, num_items)
-    return made
+        measurable[name] = lambda data, num_items=num_items: rows_pretraining.pretrain(size, num_items)
+    return measurable
 
 
 def catalogues(size: Size) -> dict[str, int]:
@@ -67,43 +71,32 @@ def measure(size: Size, names: list[str], data: Path | None, tell: Callable[[dic
         def dataset() -> Dataset:
             return Dataset.open(data) if data else make_up(Path(folder) / "made-up", *size.dataset)
 
-        measurable = rows(size, dataset)
         for name in names:
             print(f"measuring {name}", file=sys.stderr)
             if name == GROWTH:
                 results[GROWTH] = rows_steps.growth(size)
             else:
-                results["rows"].append(measurable[name]().record())
+                results["rows"].append(rows(size)[name](dataset).record())
             tell(results)
     return results
 
 
 def main() -> None:
     """Read the command line and do what it asks."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="small", help="paper takes minutes, small seconds")
-    parser.add_argument("--only", action="append", metavar="NAME", help="a row; again for more")
-    parser.add_argument("--data", type=Path, help="a prepared dataset, instead of made-up users")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, help="timed rounds of each row, instead of the size's")
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="measure nothing; put the numbers of --json there")
-    parser.add_argument("--memory-of", choices=("ours", "straight"), help=argparse.SUPPRESS)
+    parser = _parser()
     arguments = parser.parse_args()
     if arguments.write:
         page.write(arguments.write, arguments.json or arguments.write.with_suffix(".json"))
         return
     torch.set_num_threads(arguments.threads)
-    size = replace(SIZES[arguments.size], **({"rounds": arguments.rounds} if arguments.rounds else {}))
-    known = [*rows(size, lambda: make_up(Path(), *size.dataset)), GROWTH]
+    size = SIZES[arguments.size]
+    size = replace(size, rounds=arguments.rounds or size.rounds)
+    known = [*rows(size), GROWTH]
     names = arguments.only or known
     if unknown := set(names) - set(known):
-        parser.error(f"no row {sorted(unknown)[0]!r}; there are {', '.join(known)}")
+        parser.error(f"no row {min(unknown)!r}; there are {', '.join(known)}")
     if arguments.memory_of:
-        peaks: list[float] = []
-        note = lambda: peaks.append(peak_mebibytes())  # noqa: E731
-        rows_pretraining.take_two_steps(size, catalogues(size)[names[0]], arguments.memory_of, note)
-        print(peaks[-1])
+        print(_peak_of_two_steps(size, names[0], arguments.memory_of))
         return
 
     def keep(results: dict[str, Any]) -> None:
@@ -112,6 +105,26 @@ def main() -> None:
             arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 
     print(page.tables(measure(size, names, arguments.data, keep)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="small", help="paper takes many minutes, small about one")
+    parser.add_argument("--only", action="append", metavar="NAME", help="a row; again for more")
+    parser.add_argument("--data", type=Path, help="a prepared dataset, instead of made-up users")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, help="timed rounds of each row, instead of the size's")
+    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="measure nothing; put the numbers of --json there")
+    parser.add_argument("--memory-of", choices=("ours", "straight"), help=argparse.SUPPRESS)  # for `memory.peak_of`
+    return parser
+
+
+def _peak_of_two_steps(size: Size, name: str, who: str) -> float:
+    """Return this process's peak memory, mebibytes, when a pre-training row has taken two steps."""
+    peaks: list[float] = []
+    rows_pretraining.take_two_steps(size, catalogues(size)[name], who, lambda: peaks.append(peak_mebibytes()))
+    return peaks[-1]
 
 
 if __name__ == "__main__":
