@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-all lint format benchmark clean
+.PHONY: help run test test-slow test-all lint format bench clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -33,8 +33,10 @@ format: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-benchmark: $(STAMP)  ## measure speed
+SIZE ?= paper
+bench: $(STAMP)  ## measure speed against the straight reference; SIZE=small is quick
 	$(BIN)/python -m pytest -m benchmark --benchmark-only
+	$(BIN)/python tests/benchmarks/speed.py --size $(SIZE) --json .benchmarks/speed-$(SIZE).json
 
 # First torch and the build tool, in the tested versions; so no later step replaces them or fetches others.
 $(STAMP): pyproject.toml constraints.txt

@@ -1,4 +1,4 @@
-"""Why `CausalConv1d` is a matrix product over taps: run with `make benchmark` and compare the medians."""
+"""Why `CausalConv1d` is a matrix product over taps: run with `make bench` and compare the medians."""
 
 import pytest
 import torch
