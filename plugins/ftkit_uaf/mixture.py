@@ -40,6 +40,11 @@ def mixture(shares: Tensor, branches: Sequence[Branch], hidden: Tensor, context:
     hidden = _Reordered.apply(hidden, users, back)
     parts = zip(branches, hidden.split(counts), users.split(counts), strict=True)
     output = torch.cat([branch(part, context.rows(row)) for branch, part, row in parts if len(row)])
+    if torch.is_grad_enabled() and not all(counts):
+        # A branch that nobody takes has a gradient too, 0: without one, an optimizer would leave out its momentum.
+        first, row = hidden[:1].detach(), context.rows(users[:1])
+        unused = [branch(first, row) for branch, count in zip(branches, counts, strict=True) if not count]
+        output = output + sum(other[:0].sum() for other in unused)
     if shares.requires_grad and torch.is_grad_enabled():
         others = _others(branches, hidden, users, counts, context, output[:0])
         output = _HardMixture.apply(output, shares[users], counts, *others)

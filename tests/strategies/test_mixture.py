@@ -50,18 +50,25 @@ def test_output_and_all_gradients_are_those_of_computing_everything(actions):
 
 
 def test_a_user_s_graph_goes_through_the_branch_taken_alone():
-    shares, branches, hidden, context = case([0, 2, 2, 0, 0])
+    shares, branches, hidden, context = case([0, 2, 2, 0, 1])
     mixture(shares, branches, hidden, context)
-    assert [branch.with_graph for branch in branches] == [3, 0, 2]
-    assert [branch.without_graph for branch in branches] == [2, 5, 3]
+    assert [branch.with_graph for branch in branches] == [2, 1, 2]
+    assert [branch.without_graph for branch in branches] == [3, 4, 3]
+
+
+def test_a_branch_that_nobody_takes_has_a_gradient_of_zero():
+    shares, branches, hidden, context = case([0, 2, 2])
+    mixture(shares.detach(), branches, hidden, context).sum().backward()
+    assert branches[1].linear.weight.grad is not None
+    assert not branches[1].linear.weight.grad.any()
 
 
 def test_shares_that_do_not_learn_cost_one_branch_per_user():
     for grad in (True, False):
-        shares, branches, hidden, context = case([1, 1, 0])
+        shares, branches, hidden, context = case([1, 1, 0, 2])
         with torch.set_grad_enabled(grad):
             mixture(shares.detach(), branches, hidden, context)
-        assert [branch.with_graph + branch.without_graph for branch in branches] == [1, 2, 0]
+        assert [branch.with_graph + branch.without_graph for branch in branches] == [1, 2, 1]
 
 
 def test_soft_shares_need_every_branch():
