@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from finetune_kit.data.batch import Windows
 from finetune_kit.errors import PluginError
 from finetune_kit.options import Options
+from finetune_kit.positions import as_computed, at_steps
 from finetune_kit.sections import Pooling
 
 HIDDEN_SHARE = 0.2
@@ -35,7 +36,7 @@ class Context:
 
     def masked(self, hidden: Tensor) -> Tensor:
         """Return hidden states ``(users, length, dim)`` with zeros at padding."""
-        return hidden if self.mask is None else hidden * self.mask
+        return hidden if self.mask is None else hidden * self.mask.to(hidden.dtype)
 
     def trailing(self, length: int) -> Context:
         """Return the context of the last ``length`` positions."""
@@ -163,6 +164,7 @@ class Backbone(nn.Module):
         if leading is None:
             first, stands = 0, _all_steps(sequence.shape[1])
             hidden, context = self.start(sequence)
+            hidden = as_computed(hidden)
         else:
             first = leading.num_stages - 1
             stands, hidden, context = plan[first].given, leading.hidden, self.prepare(sequence)
@@ -181,7 +183,8 @@ class Backbone(nn.Module):
             return Leading(self.user_vectors(sequence, pooling=pooling), num_stages)
         plan = self._plan(sequence.shape[1], last_only=self.is_causal and pooling == "last")
         hidden, context = self.start(sequence)
-        hidden, stands = self._through(range(num_stages - 1), hidden, _all_steps(sequence.shape[1]), context, plan)
+        hidden, stands = as_computed(hidden), _all_steps(sequence.shape[1])
+        hidden, stands = self._through(range(num_stages - 1), hidden, stands, context, plan)
         return Leading(at_steps(hidden, stands, plan[num_stages - 1].given), num_stages)
 
     def user_vectors(
@@ -286,20 +289,6 @@ class Backbone(nn.Module):
 def _all_steps(length: int) -> tuple[int, ...]:
     """Return where the last positions stand, in steps before the last one, earliest first."""
     return tuple(reversed(range(length)))
-
-
-def at_steps(hidden: Tensor, stands: tuple[int, ...], steps: tuple[int, ...]) -> Tensor:
-    """Return the positions of ``(users, positions, dim)`` that stand at some steps before the last one.
-
-    Args:
-        hidden: Hidden states.
-        stands: Where they stand, earliest first.
-        steps: Which of them to take, earliest first.
-    """
-    if steps == stands[-len(steps) :]:
-        return hidden[:, -len(steps) :]
-    index = torch.tensor([stands.index(step) for step in steps], device=hidden.device)
-    return hidden.index_select(1, index)  # its gradient is faster than that of hidden[:, index]
 
 
 def normal_embedding(num_items: int, dim: int, std: float) -> nn.Embedding:

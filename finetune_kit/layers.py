@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finetune_kit.backbone import Context, at_steps
+from finetune_kit.backbone import Context
+from finetune_kit.positions import NOWHERE, as_computed, at_steps, gathered, side_by_side
 
 
 class CausalConv1d(nn.Conv1d):
@@ -35,14 +35,15 @@ class CausalConv1d(nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of ``(users, length, dim)``, the same shape."""
-        length, step = input.shape[1], self.dilation[0]
-        padded = F.pad(input, (0, 0, self.reach, 0))  # (users, reach + length, dim)
-        taps = [padded[:, tap * step : tap * step + length] for tap in range(self.kernel_size[0])]
-        return self._product(torch.cat(taps, dim=-1))
+        return self._product(side_by_side(as_computed(input), self.taps(0)))
 
     def taps(self, step: int) -> list[int]:
         """Return where the inputs of one output stand, in steps before the last position, earliest first."""
         return [step + tap * self.dilation[0] for tap in reversed(range(self.kernel_size[0]))]
+
+    def inputs_for(self, wanted: tuple[int, ...], length: int) -> tuple[int, ...]:
+        """Return where the inputs of some outputs stand within a sequence, in the same steps, earliest first."""
+        return tuple(sorted({step for output in wanted for step in self.taps(output) if step < length}, reverse=True))
 
     def at(self, input: Tensor, stands: tuple[int, ...], wanted: tuple[int, ...]) -> Tensor:
         """Return the convolution at single positions only, ``(users, wanted, dim)``.
@@ -52,10 +53,9 @@ class CausalConv1d(nn.Conv1d):
             stands: Where its positions stand, in steps before the last one; what is not among them is padding.
             wanted: Where outputs are wanted, in the same steps.
         """
-        place = {step: index for index, step in enumerate(stands)}
-        padded = F.pad(input, (0, 0, 0, 1))  # (users, positions + 1, dim); the last stands for all padding
-        index = [place.get(step, len(stands)) for output in wanted for step in self.taps(output)]
-        taps = padded.index_select(1, torch.tensor(index, device=input.device))  # (users, wanted · kernel, dim)
+        place = {step: position for position, step in enumerate(stands)}
+        index = [place.get(step, NOWHERE) for output in wanted for step in self.taps(output)]
+        taps = gathered(as_computed(input), index)  # (users, wanted · kernel, dim)
         return self._product(taps.unflatten(1, (len(wanted), -1)).flatten(2))
 
     def _product(self, taps: Tensor) -> Tensor:
@@ -89,13 +89,16 @@ class DilatedBlock(nn.Module):
         self.reach = cast("CausalConv1d", self.conv1).reach + cast("CausalConv1d", self.conv2).reach
 
     def inputs_for(self, wanted: tuple[int, ...], length: int) -> tuple[int, ...] | None:
-        """Return the positions that outputs at ``wanted`` depend on, in steps before the last; None with a patch in."""
+        """Return the positions that outputs at ``wanted`` depend on, in steps before the last.
+
+        None where a patch is in, or where so many are wanted that single positions are no faster than all.
+        """
         if not (isinstance(self.conv1, CausalConv1d) and isinstance(self.conv2, CausalConv1d)):
             return None
-        for conv in (self.conv2, self.conv1):
-            seen = {step for output in wanted for step in conv.taps(output) if step < length}
-            wanted = tuple(sorted(seen, reverse=True))
-        return wanted
+        inner = self.conv2.inputs_for(wanted, length)
+        if len(wanted) + len(inner) > min(length, wanted[0] + self.reach + 1):
+            return None
+        return self.conv1.inputs_for(inner, length)
 
     def branch(self, hidden: Tensor, context: Context) -> Tensor:
         """Return ``F(E)``, Eq. 2, for hidden states ``(users, length, dim)``."""

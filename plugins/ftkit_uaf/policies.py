@@ -27,6 +27,7 @@ from finetune_kit.backbone import Backbone, Context
 from finetune_kit.layers import DilatedBlock
 from finetune_kit.options import Options
 from finetune_kit.policy import Policy
+from finetune_kit.positions import as_computed
 
 
 class ConvPolicyOptions(Options):
@@ -52,7 +53,7 @@ class ConvPolicy(Policy):
         """Return logits ``(users, blocks, outputs)`` of item ids ``(users, length)``."""
         mask = (sequence != 0).unsqueeze(-1).to(self.item_embedding.weight.dtype)  # (users, length, 1)
         context = Context(mask if self.options.mask_padding else None)
-        hidden = self.item_embedding(sequence)  # (users, length, dim)
+        hidden = as_computed(self.item_embedding(sequence))  # (users, length, dim)
         for block in self.blocks:
             hidden = block(hidden, context)
         if self.options.mask_padding:

@@ -41,9 +41,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from finetune_kit.backbone import Context, at_steps
+from finetune_kit.backbone import Context
 from finetune_kit.data.batch import Batch
 from finetune_kit.policy import make_policy
+from finetune_kit.positions import at_steps
 from finetune_kit.strategy import Encoded, Strategy
 from ftkit_uaf.branches import TwoBranchBlock, add_tuned_branches
 from ftkit_uaf.collapse import collapse_loss
