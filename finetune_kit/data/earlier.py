@@ -15,7 +15,7 @@ import numpy as np
 
 from finetune_kit.data.matched import Matched
 from finetune_kit.data.split import Split
-from finetune_kit.errors import CheckpointError
+from finetune_kit.errors import CheckpointError, one_line
 from finetune_kit.files import read_table, write_table
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Earlier:
                 raise ValueError(f"a part is none of {', '.join(PARTS)}")
             return cls(table["user"], table["item"], part)
         except Exception as error:  # DuckDB's, or for a column that does not exist
-            raise CheckpointError(f"{folder / name} is damaged: {str(error).splitlines()[0]}") from error
+            raise CheckpointError(f"{folder / name} is damaged: {one_line(error, first=True)}") from error
 
     @classmethod
     def of(cls, folder: Path, old: Dataset, new: Dataset) -> Earlier | None:

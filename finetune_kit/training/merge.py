@@ -18,7 +18,7 @@ from torch import Tensor
 from finetune_kit.config import SECTIONS
 from finetune_kit.data.batch import Batch
 from finetune_kit.data.earlier import SPLIT, Earlier
-from finetune_kit.errors import CheckpointError, FinetuneKitError, OptionError, PluginError
+from finetune_kit.errors import CheckpointError, FinetuneKitError, OptionError, PluginError, one_line
 from finetune_kit.seeding import generator
 from finetune_kit.strategy import Strategy
 from finetune_kit.training.assemble import BACKBONE, TASK, Plain, Run, build_strategy, is_merged, target_facts
@@ -83,7 +83,7 @@ def merged_strategy(run: Run) -> Strategy:
     except FinetuneKitError:
         raise
     except Exception as error:  # a third party's code may raise anything
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        reason = one_line(error, with_type=True)
         raise PluginError(
             f"{run.config.run.strategy!r} failed to merge: {reason}; ftkit --traceback shows where"
         ) from error

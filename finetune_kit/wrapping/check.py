@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from finetune_kit.errors import PluginError
+from finetune_kit.errors import PluginError, one_line
 from finetune_kit.wrapping.calls import WrappedContext
 from finetune_kit.wrapping.trial import NUM_USERS, Trial
 
@@ -46,7 +46,7 @@ def failing_in_one_sentence() -> Iterator[None]:
         raise
     except Exception as error:  # the model may raise anything
         raise PluginError(
-            f"the model fails when its blocks are called from outside: {type(error).__name__}: {error}; does it use "
+            f"the model fails when its blocks are called from outside: {one_line(error, with_type=True)}; does it use "
             "what its blocks return beside hidden states?"
         ) from error
 
@@ -229,5 +229,5 @@ def _check_length(backbone: WrappedBackbone) -> None:
         backbone.start(longest)
     except Exception as error:  # the model may raise anything
         raise PluginError(
-            f"the model takes no sequence of max_length={backbone.max_length} items: {type(error).__name__}: {error}"
+            f"the model takes no sequence of max_length={backbone.max_length} items: {one_line(error, with_type=True)}"
         ) from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from finetune_kit.errors import PluginError
+from finetune_kit.errors import PluginError, one_line
 
 if TYPE_CHECKING:
     from finetune_kit.wrapping.backbone import WrappedBackbone
@@ -51,7 +51,7 @@ def try_out(backbone: WrappedBackbone, names: Sequence[str]) -> Trial:
         output = backbone.call_module(backbone.arranged(sequence)[0])
     except Exception as error:  # the model may raise anything
         raise PluginError(
-            f"the model can't be called with item ids {tuple(sequence.shape)}: {type(error).__name__}: {error}; "
+            f"the model can't be called with item ids {tuple(sequence.shape)}: {one_line(error, with_type=True)}; "
             "tell what it is called with by inputs="
         ) from error
     finally:
