@@ -3,7 +3,7 @@
 The folder is of the kind that pre-training writes. Beside ``backbone.…`` its ``model.safetensors`` holds the head, as
 ``task.head.…``, and ``model.json`` says which target items that scores; pre-training's own output layer is left out,
 as it no longer fits. ``split.parquet`` keeps which target instances are in the weights, so that whoever starts from
-them does not measure on these.
+them does not measure on these; ``earlier.parquet``, where the run has one, lets `ftkit evaluate` split as the run did.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def merge(run: Run, folder: Path) -> dict[str, Any]:
             f"what {run.config.run.strategy!r} merged into computes something else: scores of random users differ by "
             f"{difference:.2g} of the largest, {TOLERANCE:.0e} is allowed; use the run as it is"
         )
-    parts, was = Earlier.read(run.folder, SPLIT), metrics_of(run.folder)
+    kept, parts, was = Earlier.read(run.folder), Earlier.read(run.folder, SPLIT), metrics_of(run.folder)
     if parts is None:
         raise CheckpointError(f"{str(run.folder)!r} is damaged: there is no {SPLIT}; copy or make the folder again")
     tensors = {f"{BACKBONE}{name}": tensor for name, tensor in plain.backbone.state_dict().items()}
@@ -65,6 +65,8 @@ def merge(run: Run, folder: Path) -> dict[str, Any]:
     seconds = {**seconds, "pretrain": seconds.get("pretrain", 0.0) + seconds.get("finetune", 0.0)}
     metrics = {**was, "trainable_parameters": total, "total_parameters": total, "seconds": seconds}
     parts.write(folder, SPLIT)
+    if kept is not None:
+        kept.write(folder)
     facts = {**target_facts(run.dataset), "about": about}
     digest = write_base(folder, run.config, run.dataset, tensors, metrics, facts, SECTIONS)
     return {"hash": digest, "difference": difference, **origin}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from finetune_kit.idle import idle_options
 from finetune_kit.plugins import installed
 from finetune_kit.training.assemble import backbone_facts
 from finetune_kit.training.experiment import Experiment
+from finetune_kit.training.folders import base_made_once
 from finetune_kit.training.pretrain import with_next_item
 from finetune_kit.training.stages import Finetuning, Pretraining, Start
 
@@ -35,15 +34,14 @@ class Runner(Experiment):
 
     def pretrain(self, root: Path) -> Path:
         """Return the folder of the pre-trained backbone below ``root``; it is made only if it is not there yet."""
-        folder = (
-            root / f"{self.config.run.backbone}-{self.dataset.name}-s{self.config.run.seed}-{self._pretrain_key()[:12]}"
+        return base_made_once(
+            root,
+            self.config,
+            self.dataset,
+            self._decides_pretrained(),
+            lambda folder: Pretraining(self, folder).carry_out(),
+            self.progress,
         )
-        if (folder / "metrics.json").exists():
-            self.progress.say(f"pre-trained backbone: {folder} (reused)")
-            return folder
-        self.progress.say(f"pre-trained backbone: {folder}")
-        Pretraining(self, folder).carry_out()
-        return folder
 
     def finetune(self, folder: Path, base: Path | None, start: Start | None = None) -> dict[str, Any]:
         """Fine-tune from a pre-trained base, measure, write the run folder; return its metrics.
@@ -55,9 +53,9 @@ class Runner(Experiment):
         """
         return Finetuning(self, folder, base, start).carry_out()
 
-    def _pretrain_key(self) -> str:
-        """Return a hash of everything that decides a pre-trained backbone."""
-        decides = {
+    def _decides_pretrained(self) -> dict[str, Any]:
+        """Return everything that decides a pre-trained backbone."""
+        return {
             "dataset": self.dataset.fingerprint,
             "pretrain": self.config.pretrain.model_dump(mode="json"),
             "precision": self.config.run.precision,
@@ -66,4 +64,3 @@ class Runner(Experiment):
             "code": installed().component("backbone", self.config.run.backbone).code_hash(),
             **backbone_facts(self.config, self.dataset),
         }
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
