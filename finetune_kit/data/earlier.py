@@ -85,14 +85,17 @@ class Earlier:
         users, items = (old.raw_users(), new.raw_users()), (old.raw_target_items(), new.raw_target_items())
         user, item = Matched.of(*users).translate(self.user), Matched.of(*items).translate(self.item)
         is_there = (user != 0) & (item != 0)
-        lost = (column[~is_there].tolist() for column in (self.user, self.item, self.part))
-        gone = {(users[0][user - 1], items[0][item - 1], part) for user, item, part in zip(*lost, strict=True)}
-        place = [{raw: index for index, raw in enumerate(known[1], 1)} for known in (users, items)]
-        again = [(place[0].get(user, 0), place[1].get(item, 0), part) for user, item, part in self.gone]
-        back = np.array([row for row in again if row[0] and row[1]], dtype=np.int64).reshape(-1, 3).T
-        still = [column[is_there] for column in (user, item, self.part)]
-        gone |= {one for one, row in zip(self.gone, again, strict=True) if not (row[0] and row[1])}
-        return Earlier(*map(np.concatenate, zip(still, back, strict=True)), frozenset(gone))
+        lost = zip(*(column[~is_there].tolist() for column in (self.user, self.item, self.part)), strict=True)
+        absent = {(users[0][user - 1], items[0][item - 1], part) for user, item, part in lost} | self.gone
+        user_of, item_of = ({raw: id for id, raw in enumerate(known[1], 1)} for known in (users, items))
+        back = {one for one in absent if one[0] in user_of and one[1] in item_of}
+        rows = np.array([(user_of[one[0]], item_of[one[1]], one[2]) for one in back], dtype=np.int64).reshape(-1, 3)
+        return Earlier(
+            np.concatenate([user[is_there], rows[:, 0]]),
+            np.concatenate([item[is_there], rows[:, 1]]),
+            np.concatenate([self.part[is_there], rows[:, 2]]),
+            frozenset(absent - back),
+        )
 
     def write(self, folder: Path, name: str = KEPT) -> None:
         """Write the parts into a folder, and what is gone beside them."""
