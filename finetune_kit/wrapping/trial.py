@@ -116,6 +116,19 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
+@contextmanager
+def all_trainable(module: nn.Module) -> Iterator[None]:
+    """Let every weight that can have a gradient want one for as long as this lasts, also where its owner froze it."""
+    before = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    for parameter, _ in before:
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    try:
+        yield
+    finally:
+        for parameter, was_trainable in before:
+            parameter.requires_grad_(was_trainable)
+
+
 class TakesNoPart(nn.Module):
     """Stands where a layer stood that the hidden states do not depend on."""
 
@@ -147,7 +160,7 @@ def _without_part(backbone: WrappedBackbone, sequence: Tensor) -> list[str]:
     """
     called: set[nn.Module] = set()
     handles = [part.register_forward_pre_hook(lambda part, _: called.add(part)) for part in backbone.module.modules()]
-    with torch.enable_grad():
+    with torch.enable_grad(), all_trainable(backbone):
         weights = [weight for weight in backbone.module.parameters() if weight.requires_grad]
         gradients = torch.autograd.grad(backbone(sequence).square().sum(), weights, allow_unused=True)
     for handle in handles:
