@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from finetune_kit.backbone import Backbone, Context
 from finetune_kit.errors import CheckpointError, PluginError
+from finetune_kit.layers import rolled
 from finetune_kit.options import Options
-from finetune_kit.wrapping.calls import Path, WrappedContext, rolled, rows_per_user
+from finetune_kit.wrapping.calls import Path, WrappedContext, rows_per_user
 from finetune_kit.wrapping.check import Output, check, failing_in_one_sentence
 from finetune_kit.wrapping.parts import Finish, block_names, find_embedding, finishing, turn_off_fast_paths
 from finetune_kit.wrapping.slots import LastBlockReached, Recorder, Recording, Slot, WrappedBlock
@@ -94,7 +95,7 @@ class WrappedBackbone(Backbone):
             with failing_in_one_sentence():
                 self._rows_per_user = self._count_rows_per_user(trial.sequence)
                 check(self, trial, output, ignores_padding=ignores_padding)
-            leave_out_what_takes_no_part(self, trial.sequence)
+                leave_out_what_takes_no_part(self, trial.sequence)
         self.train(module.training)
 
     def _take_out_blocks(self, names: Sequence[str], num_outputs: Sequence[int], sites: Sequence[str]) -> None:
