@@ -167,6 +167,11 @@ def test_evaluation_follows_whatever_changes_the_weights_and_computes_them_once(
     assert not torch.equal(vectors(), start)
     strategy.load_trained_state(state)
     assert torch.equal(vectors(), start)
+    strategy.load_state_dict({name: tensor + 1.0 for name, tensor in strategy.state_dict().items()})
+    assert not torch.equal(vectors(), start)
+    with torch.no_grad():
+        strategy.backbone.blocks[0].mix.here.weight.mul_(2)
+    vectors()
     assert strategy.to(torch.float64) is strategy
     assert vectors().dtype == torch.float64
 
