@@ -11,9 +11,9 @@ leaves out the dilation of a Conv1d, and finds no way with NextItNet's own convo
 package acts on weights instead of layers and so fits all blocks.
 
 Differences from PEFT's own use: by default every linear and convolutional layer of the blocks is adapted. All that was
-there before rests in evaluation mode, dropout off; PEFT's own dropout is on in training. Methods that share parameters
-between layers (vera, vblora, …), put tokens before the sequence (prompt-tuning, …) or take part in the training loop
-(adalora) don't fit in.
+there before is frozen, in evaluation mode, dropout off; PEFT's own dropout is on in training. Methods that share
+parameters between layers (vera, vblora, …), put tokens before the sequence (prompt-tuning, …) or take part in the
+training loop (adalora) don't fit in.
 """
 
 from __future__ import annotations

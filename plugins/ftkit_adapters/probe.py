@@ -29,17 +29,17 @@ def find_fault(backbone: Backbone, merged: Callable[[Backbone], Backbone]) -> st
     backbone, random = copy.deepcopy(backbone).eval(), generator(0, "probe")
     size = (NUM_USERS, min(backbone.max_length, MAX_LENGTH))
     sequence = torch.randint(1, backbone.num_items + 1, size, generator=random)
-    resting = {name: tensor.detach().clone() for name, tensor in _frozen(backbone)}
+    frozen_before = {name: tensor.detach().clone() for name, tensor in _frozen(backbone)}
     with seeded(0, "probe"):
         before = backbone(sequence)
         if not before.requires_grad:
             return "nothing of it takes part in the computation"
         if idle := _take_a_step(backbone, before, torch.randn(before.shape, generator=random)):
             return f"{idle} takes no part in the computation"
-        in_training = backbone(sequence).detach()
+        with_gradients = backbone(sequence).detach()
         with torch.no_grad():
-            fault = _fault_of_outputs(backbone, merged, sequence, before.detach(), in_training)
-    changed = [name for name, tensor in _frozen(backbone) if not torch.equal(tensor, resting[name])]
+            fault = _fault_of_outputs(backbone, merged, sequence, before.detach(), with_gradients)
+    changed = [name for name, tensor in _frozen(backbone) if not torch.equal(tensor, frozen_before[name])]
     return f"it changes {changed[0]}, which is frozen" if fault is None and changed else fault
 
 
@@ -58,17 +58,17 @@ def _take_a_step(backbone: Backbone, hidden: Tensor, direction: Tensor) -> str |
 
 
 def _fault_of_outputs(
-    backbone: Backbone, merged: Callable[[Backbone], Backbone], sequence: Tensor, before: Tensor, in_training: Tensor
+    backbone: Backbone, merged: Callable[[Backbone], Backbone], sequence: Tensor, before: Tensor, with_gradients: Tensor
 ) -> str | None:
     """Return what is wrong with what a trained backbone computes of item ids ``(users, length)``, or None."""
     after = backbone(sequence)
-    effect = _distance(before, in_training)
+    effect = _distance(before, with_gradients)
     tolerance = 1e-5 * max(1.0, before.abs().max().item())
     if not effect > tolerance:  # so written that what is no number is refused too
         return "it has no effect"
     tolerance = max(tolerance, 1e-2 * effect)
-    if not _distance(after, in_training) <= tolerance:
-        return "in evaluation the backbone computes something else than in training"
+    if not _distance(after, with_gradients) <= tolerance:
+        return "without gradients the backbone computes something else than with them"
     if not _distance(merged(backbone)(sequence), after) <= tolerance:
         return "merged into the weights it computes something else"
     changed = sequence.clone()

@@ -42,7 +42,8 @@ class AttentionOptions(Options):
     num_heads: int = Field(2, ge=1)
     """Attention heads; they share the width, which they must divide."""
     dropout: float = Field(0.2, ge=0, lt=1)
-    """Share of what embedding, attention and feed-forward networks put out that is dropped in training."""
+    """Share that is dropped in training of what embedding, attention and feed-forward networks put out, and of the
+    attention's weights."""
 
     @model_validator(mode="after")
     def _check_heads(self) -> AttentionOptions:
