@@ -29,10 +29,11 @@ from finetune_kit.seeding import derive_seed
 from finetune_kit.strategy import Strategy
 from finetune_kit.training.assemble import Run, backbone_facts, build_backbone, build_strategy, load_base
 from finetune_kit.training.folders import base_made_once, metrics_of, write_base
-from finetune_kit.training.merge import TOLERANCE, made_up_users, relative, users_only
+from finetune_kit.training.merge import TOLERANCE, made_up_users, users_only
 from finetune_kit.training.pretrain import NextItem
 from finetune_kit.training.rows import Domain, Shapes, carry_over, find_axes
 from finetune_kit.training.stages import Start
+from finetune_kit.tryout import relative_difference
 
 if TYPE_CHECKING:
     from finetune_kit.data.dataset import Dataset
@@ -183,7 +184,7 @@ class Growth:
             ids = np.concatenate([[0], source + 1])[index]  # (users, length)
             vectors = strategy.encode(users_only(users.user, torch.from_numpy(ids))).vectors
             scores.append(strategy.task.scores(vectors)[:, torch.from_numpy(target)])
-        if (difference := relative(*scores)) > TOLERANCE:
+        if (difference := relative_difference(*scores)) > TOLERANCE:
             raise CheckpointError(
                 f"grown, {self.config.run.strategy!r} computes something else for known items: scores differ by "
                 f"{difference:.2g} of the largest; it can't go on with other items, or not with other options"

@@ -8,7 +8,6 @@ them does not measure on these; ``earlier.parquet``, where the run has one, lets
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from finetune_kit.seeding import generator
 from finetune_kit.strategy import Strategy
 from finetune_kit.training.assemble import BACKBONE, TASK, Plain, Run, build_strategy, is_merged, target_facts
 from finetune_kit.training.folders import metrics_of, write_base
+from finetune_kit.tryout import made_up_sequence, relative_difference
 
 NUM_USERS = 64
 """Made-up users on whom the merged model is compared with the run."""
@@ -103,22 +103,12 @@ def largest_difference(one: Strategy, other: Strategy, max_length: int) -> float
         max_length: Length of the users' sequences; they have 1 to as many items.
     """
     batch = made_up_users(one.backbone.num_items, max_length)
-    return relative(*(strategy.task.scores(strategy.encode(batch).vectors) for strategy in (one, other)))
-
-
-def relative(expected: Tensor, found: Tensor) -> float:
-    """Return the largest difference of two tensors, relative to the largest expected value; infinite for NaN."""
-    expected, found = expected.double(), found.double()
-    difference = ((expected - found).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
-    return float("inf") if math.isnan(difference) else difference
+    return relative_difference(*(strategy.task.scores(strategy.encode(batch).vectors) for strategy in (one, other)))
 
 
 def made_up_users(num_items: int, max_length: int) -> Batch:
     """Return `NUM_USERS` users with random items, and no instances."""
-    random = generator(0, "made-up users")
-    sequence = torch.randint(1, num_items + 1, (NUM_USERS, max_length), generator=random)
-    num_padding = torch.randint(0, max_length, (NUM_USERS, 1), generator=random)
-    sequence = sequence.masked_fill(torch.arange(max_length) < num_padding, 0)
+    sequence = made_up_sequence(NUM_USERS, max_length, num_items, generator(0, "made-up users"))
     return users_only(torch.arange(1, NUM_USERS + 1), sequence)
 
 

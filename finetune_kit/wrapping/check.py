@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune_kit.errors import PluginError, one_line
+from finetune_kit.tryout import relative_difference
 from finetune_kit.wrapping.calls import WrappedContext
 from finetune_kit.wrapping.trial import NUM_USERS, Trial
 
@@ -53,10 +54,10 @@ def failing_in_one_sentence() -> Iterator[None]:
 
 def differs(one: Tensor, other: Tensor) -> str | None:
     """Return by how much two tensors differ, in words, or None where they are equal but for rounding."""
-    difference = (one - other).abs().max().item() if one.numel() else 0.0
+    difference = relative_difference(one, other, at_least=1.0)
     # Sums in another order differ by less, another computation by more.
-    tolerance = max(1e-4, 10 * torch.finfo(one.dtype).eps) * max(1.0, one.abs().max().item() if one.numel() else 0.0)
-    return None if difference <= tolerance else f"by up to {difference:.3g}"
+    tolerance = max(1e-4, 10 * torch.finfo(one.dtype).eps)
+    return None if difference <= tolerance else f"by up to {difference:.3g} of the largest value"
 
 
 def _check_blocks(backbone: WrappedBackbone, sequence: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune_kit.errors import PluginError, one_line
+from finetune_kit.tryout import made_up_sequence
 
 if TYPE_CHECKING:
     from finetune_kit.wrapping.backbone import WrappedBackbone
@@ -77,10 +78,9 @@ def _num_outputs(k: int, output: Any) -> int:
 def random_items(backbone: WrappedBackbone) -> Tensor:
     """Return item ids ``(users, length)``, every user's with more padding than the one's before."""
     length = min(LENGTH, backbone.max_length)
+    num_known = [length - min(user, length - 1) for user in range(NUM_USERS)]
     random = torch.Generator().manual_seed(0)
-    sequence = torch.randint(1, backbone.num_items + 1, (NUM_USERS, length), generator=random)
-    for user in range(NUM_USERS):
-        sequence[user, : min(user, length - 1)] = 0
+    sequence = made_up_sequence(NUM_USERS, length, backbone.num_items, random, num_known=num_known)
     return sequence.to(backbone.item_embedding.weight.device)
 
 
@@ -102,18 +102,6 @@ def shaken(module: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for parameter, value in before:
                 parameter.copy_(value)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode for as long as this lasts."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
 
 
 @contextmanager

@@ -128,8 +128,8 @@ class AttentionBackbone(Backbone):
 
     def prepare(self, sequence: Tensor) -> AttentionContext:
         """Return the padding mask, and who may look at whom, of item ids ``(users, length)``."""
-        mask = super().prepare(sequence).mask
-        return AttentionContext(mask, visible_positions(sequence, is_causal=self.is_causal))
+        visible = visible_positions(sequence, is_causal=self.is_causal)
+        return AttentionContext(self.item_mask(sequence), visible)
 
     def positions(self, sequence: Tensor) -> Tensor:
         """Return the position embeddings, ``(length, dim)``, of item ids ``(users, length)``."""

@@ -79,7 +79,7 @@ def test_what_works_is_found_to_work_and_nothing_changes() -> None:
         (("ignored", "ignored"), merged, "nothing of it takes part in the computation"),
         (("well", "ignored"), merged, "blocks.1.b takes no part in the computation"),
         (("vanishes", "vanishes"), merged, "it has no effect"),
-        (("well", "no number"), merged, "it has no effect"),
+        (("well", "no number"), merged, "it computes what is no number"),
         (("well", "slow path only"), merged, "without gradients the backbone computes something else than with them"),
         (("well", "well"), wrongly_merged, "merged into the weights it computes something else"),
         (("well", "drifts"), merged, "it changes blocks.1.block.norm.weight, which is frozen"),
