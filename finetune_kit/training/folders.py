@@ -13,7 +13,6 @@ from torch import Tensor
 from finetune_kit.checkpoint import PRETRAINED, save_model
 from finetune_kit.config import Config, to_toml
 from finetune_kit.environment import git_state, versions
-from finetune_kit.errors import CheckpointError
 from finetune_kit.files import write_json, write_text
 from finetune_kit.progress import Progress
 from finetune_kit.training.assemble import backbone_facts
@@ -109,16 +108,3 @@ def base_made_once(
     if not is_there:
         make(folder)
     return folder
-
-
-def metrics_of(folder: Path) -> dict[str, Any]:
-    """Return ``metrics.json`` of a folder that is finished.
-
-    Raises:
-        CheckpointError: When it is not there, or damaged.
-    """
-    path = folder / "metrics.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read: {error}; name a folder that is finished") from error

@@ -24,11 +24,12 @@ from finetune_kit.data.earlier import SPLIT, Earlier
 from finetune_kit.data.labelled import for_task
 from finetune_kit.data.matched import Matched
 from finetune_kit.errors import CheckpointError, DataError
+from finetune_kit.files import read_metrics
 from finetune_kit.progress import Progress
 from finetune_kit.seeding import derive_seed
 from finetune_kit.strategy import Strategy
 from finetune_kit.training.assemble import Run, backbone_facts, build_backbone, build_strategy, load_base
-from finetune_kit.training.folders import base_made_once, metrics_of, write_base
+from finetune_kit.training.folders import base_made_once, write_base
 from finetune_kit.training.merge import TOLERANCE, made_up_users, users_only
 from finetune_kit.training.pretrain import NextItem
 from finetune_kit.training.rows import Domain, Shapes, carry_over, find_axes
@@ -125,7 +126,7 @@ class Growth:
         fresh = _next_item(_other_seed(self.config), self.new.num_source_items).state_dict()
         axes = find_axes(self._base_shapes, self.source.num_old, 1)
         grown = carry_over(only(tensors, fresh.keys()), fresh, axes, {"source": self.source})
-        was = metrics_of(base)
+        was = read_metrics(base)
         metrics = {"seconds": {"pretrain": was.get("seconds", {}).get("pretrain", 0.0)}}
         about = {"grown_from": {"base": str(base.resolve()), "hash": facts["hash"], "source_items": str(self.source)}}
         if (earlier := earlier_parts(base, self.old, self.new)) is not None:

@@ -18,10 +18,11 @@ from finetune_kit.config import SECTIONS
 from finetune_kit.data.batch import Batch
 from finetune_kit.data.earlier import SPLIT, Earlier
 from finetune_kit.errors import CheckpointError, FinetuneKitError, OptionError, PluginError, one_line
+from finetune_kit.files import read_metrics
 from finetune_kit.seeding import generator
 from finetune_kit.strategy import Strategy
 from finetune_kit.training.assemble import BACKBONE, TASK, Plain, Run, build_strategy, is_merged, target_facts
-from finetune_kit.training.folders import metrics_of, write_base
+from finetune_kit.training.folders import write_base
 from finetune_kit.tryout import made_up_sequence, relative_difference
 
 NUM_USERS = 64
@@ -53,7 +54,7 @@ def merge(run: Run, folder: Path) -> dict[str, Any]:
             f"what {run.config.run.strategy!r} merged into computes something else: scores of random users differ by "
             f"{difference:.2g} of the largest, {TOLERANCE:.0e} is allowed; use the run as it is"
         )
-    kept, parts, was = Earlier.read(run.folder), Earlier.read(run.folder, SPLIT), metrics_of(run.folder)
+    kept, parts, was = Earlier.read(run.folder), Earlier.read(run.folder, SPLIT), read_metrics(run.folder)
     if parts is None:
         raise CheckpointError(f"{str(run.folder)!r} is damaged: there is no {SPLIT}; copy or make the folder again")
     tensors = {f"{BACKBONE}{name}": tensor for name, tensor in plain.backbone.state_dict().items()}
