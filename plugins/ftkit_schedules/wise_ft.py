@@ -60,7 +60,7 @@ class WiseFt(Strategy):
     def encode(self, batch: Batch) -> Encoded:
         """Return the user vectors ``(users, dim)`` of θ¹ in training and of θ in evaluation."""
         if self.training:
-            self._merged = None
+            self._merged = None  # a step may follow, and the fused optimisers don't count theirs in `_version`
             return super().encode(batch)
         return Encoded(self._interpolated().user_vectors(batch.sequence, pooling=self.pooling))
 

@@ -53,8 +53,8 @@ def build(backbone: Backbone | None = None, **options: object) -> WiseFt:
 
 
 def train(strategy: Strategy, steps: int = 3) -> float:
-    """Train on one batch; return the loss in evaluation mode."""
-    batch, optimizer = random_batch(8), torch.optim.Adam(strategy.parameters(), 0.02)
+    """Train on one batch, as the loop does; return the loss in evaluation mode."""
+    batch, optimizer = random_batch(8), torch.optim.Adam(strategy.parameters(), 0.02, fused=True)
     torch.manual_seed(1)  # dropout
     strategy.train()
     for _ in range(steps):
