@@ -38,7 +38,7 @@ class Earlier:
 
     Args:
         user: Users' dense ids, ``(instances,)``.
-        item: Target items' dense ids, or classes, ``(instances,)``.
+        item: Target items' dense ids, or classes, ``(instances,)``; 0 where only the user is in the dataset.
         part: Index into `PARTS`, ``(instances,)``.
         gone: Raw user, raw item and part of instances whose user or item the dataset does not have.
     """
@@ -85,16 +85,17 @@ class Earlier:
         users, items = (old.raw_users(), new.raw_users()), (old.raw_target_items(), new.raw_target_items())
         user, item = Matched.of(*users).translate(self.user), Matched.of(*items).translate(self.item)
         is_there = (user != 0) & (item != 0)
-        lost = zip(*(column[~is_there].tolist() for column in (self.user, self.item, self.part)), strict=True)
+        is_lost = ~is_there & (self.item != 0)
+        lost = zip(*(column[is_lost].tolist() for column in (self.user, self.item, self.part)), strict=True)
         absent = {(users[0][user - 1], items[0][item - 1], part) for user, item, part in lost} | self.gone
         user_of, item_of = ({raw: id for id, raw in enumerate(known[1], 1)} for known in (users, items))
-        back = {one for one in absent if one[0] in user_of and one[1] in item_of}
-        rows = np.array([(user_of[one[0]], item_of[one[1]], one[2]) for one in back], dtype=np.int64).reshape(-1, 3)
+        known = [(user_of[user], item_of.get(item, 0), part) for user, item, part in absent if user in user_of]
+        rows = np.array(known, dtype=np.int64).reshape(-1, 3)
         return Earlier(
             np.concatenate([user[is_there], rows[:, 0]]),
             np.concatenate([item[is_there], rows[:, 1]]),
             np.concatenate([self.part[is_there], rows[:, 2]]),
-            frozenset(absent - back),
+            frozenset(one for one in absent if one[0] not in user_of or one[1] not in item_of),
         )
 
     def write(self, folder: Path, name: str = KEPT) -> None:

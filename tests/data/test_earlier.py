@@ -67,7 +67,7 @@ def test_a_table_that_lacks_a_column_or_holds_no_part_is_damaged(tmp_path):
 def instances(parts, dataset):
     """Return raw user, raw item and part of what is known of a dataset's users and items."""
     users, items = dataset.raw_users(), dataset.raw_target_items()
-    dense = zip(parts.user, parts.item, parts.part, strict=True)
+    dense = [row for row in zip(parts.user, parts.item, parts.part, strict=True) if row[1]]
     return {(users[user - 1], items[item - 1], int(part)) for user, item, part in dense}
 
 
@@ -94,3 +94,20 @@ def test_parts_go_along_a_chain_of_datasets_of_which_some_lack_users_and_items(t
     again = Earlier.of(tmp_path / "b", two, two)
     assert again is not None
     assert again.gone == second.gone
+
+
+def test_a_user_whose_items_are_gone_stays_where_they_were(tmp_path):
+    one, two = make(tmp_path / "one", SMALL, FEW, users=30), make(tmp_path / "two", SMALL, ("x", "y"), users=30)
+    Earlier(one.target.user, one.target.item, one.target.user % 3).write(tmp_path, SPLIT)
+    had = Earlier.of(tmp_path, one, two)
+    assert had is not None
+    user, item = two.target.user, two.target.item
+    assert had.part_of(user, item, "user").tolist() == (user % 3).tolist()
+    assert set(had.part_of(user, item, "instance")) == {NEW}
+    had.write(tmp_path, SPLIT)
+    again = Earlier.of(tmp_path, two, one)
+    assert again is not None
+    assert instances(again, one) == {
+        (one.raw_users()[user - 1], one.raw_target_items()[item - 1], int(user % 3))
+        for user, item in zip(one.target.user, one.target.item, strict=True)
+    }
