@@ -116,7 +116,7 @@ class Backbone(nn.Module):
 
     def prepare(self, sequence: Tensor) -> Context:
         """Return what the blocks need to know of item ids ``(users, length)``."""
-        return Context(mask=(sequence != 0).unsqueeze(-1).to(self.item_embedding.weight.dtype))
+        return Context(mask=self.item_mask(sequence))
 
     def embed(self, sequence: Tensor) -> Tensor:
         """Return the first hidden states, ``(users, length, dim)``, of item ids ``(users, length)``."""
@@ -135,8 +135,11 @@ class Backbone(nn.Module):
         return self.embed(sequence), self.prepare(sequence)
 
     def item_mask(self, sequence: Tensor) -> Tensor | None:
-        """Return 1.0 at items and 0.0 at padding, ``(users, length, 1)``; None counts padding as items."""
-        return self.prepare(sequence).mask
+        """Return 1.0 at items and 0.0 at padding, ``(users, length, 1)``; None counts padding as items.
+
+        For implementers: override this, not `prepare`, where padding shall count.
+        """
+        return padding_mask(sequence, self.item_embedding.weight.dtype)
 
     def finish(self, hidden: Tensor, context: Context) -> Tensor:
         """Return the last hidden states from those after the last block, both ``(users, length, dim)``."""
@@ -289,6 +292,11 @@ class Backbone(nn.Module):
 def _all_steps(length: int) -> tuple[int, ...]:
     """Return where the last positions stand, in steps before the last one, earliest first."""
     return tuple(reversed(range(length)))
+
+
+def padding_mask(sequence: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return 1.0 at items and 0.0 at padding, ``(users, length, 1)``, of item ids ``(users, length)``."""
+    return (sequence != 0).unsqueeze(-1).to(dtype)
 
 
 def normal_embedding(num_items: int, dim: int, std: float) -> nn.Embedding:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from finetune_kit.errors import PluginError
+from finetune_kit.errors import PluginError, one_line
 
 
 @dataclass(frozen=True)
@@ -61,5 +61,6 @@ class Component:
         try:
             return getattr(importlib.import_module(module), attribute)
         except (Exception, SystemExit) as error:  # a third party's module may raise anything
-            reason = " ".join(f"{type(error).__name__}: {error}".split()) if str(error) else type(error).__name__
-            raise PluginError(f"{self.name!r} can't be used: loading {self.target} failed: {reason}") from error
+            raise PluginError(
+                f"{self.name!r} can't be used: loading {self.target} failed: {one_line(error, with_type=True)}"
+            ) from error

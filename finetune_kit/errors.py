@@ -54,3 +54,17 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     known = sorted(known)
     installed = ", ".join(repr(other) for other in known) or "none"
     return UnknownNameError(f"no {kind} named {name!r}.{did_you_mean(name, known)} Installed: {installed}")
+
+
+def one_line(error: BaseException, *, with_type: bool = False, first: bool = False) -> str:
+    """Return what any error says, in one line and without a full stop; the name of its type where it says nothing.
+
+    Args:
+        error: Of a library, or of a third party's code.
+        with_type: Let the name of its type stand before it.
+        first: Leave out all lines but the first that says something; DuckDB's others are for programmers.
+    """
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    said = " ".join(lines[:1] if first else lines).rstrip(".")
+    name = type(error).__name__
+    return (f"{name}: {said}" if with_type else said) if said else name

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune_kit.errors import CheckpointError, one_line
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -68,3 +70,18 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Return ``metrics.json`` of a run or a pre-trained backbone; it is written last, so the folder is finished.
+
+    Raises:
+        CheckpointError: When it is not there, or damaged.
+    """
+    path = folder / "metrics.json"
+    if not path.exists():
+        raise CheckpointError(f"{str(folder)!r} is not finished: there is no {path.name}; go on with it by --resume")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # no file, no JSON, or not even UTF-8
+        raise CheckpointError(f"{path} is damaged: {one_line(error)}; copy or make the folder again") from error

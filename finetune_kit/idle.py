@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from finetune_kit.config import Config, resolve_config
+from finetune_kit.plugins import installed
 from finetune_kit.sections import label_of
 
 _RANKING = "a profile label is told, nothing is ranked"
@@ -40,4 +41,6 @@ def _reasons(config: Config) -> dict[str, str]:
         reasons["pretrain.num_negatives"] = f"pretrain.loss = {config.pretrain.loss} takes all items"
     if config.finetune.cache == "off":
         reasons["finetune.cache_memory"] = "finetune.cache = off keeps nothing"
-    return reasons
+    strategy = installed().component("strategy", config.run.strategy).load()
+    own = strategy.idle_options(config.strategy)
+    return {**reasons, **{f"strategy.{option}": reason for option, reason in own.items()}}

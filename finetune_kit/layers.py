@@ -1,4 +1,4 @@
-"""Layers that more than one family of plugins builds with: the dilated causal convolutions of NextItNet.
+"""Parts that more than one family builds with: the dilated causal convolutions of NextItNet, and moving padding.
 
 Hidden states are ``(users, length, dim)`` everywhere; convolutions look only at earlier positions.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -119,3 +120,17 @@ class DilatedBlock(nn.Module):
         """Return ``F(E) + E``, Eq. 1, the shape of ``hidden`` ``(users, length, dim)``."""
         skip = hidden if context.wanted is None else at_steps(hidden, context.given, context.wanted)
         return self.branch(hidden, context) + skip
+
+
+def rolled(values: Tensor, shift: Tensor) -> Tensor:
+    """Return ``(users, length, …)`` with each user's positions moved to the left, around the end.
+
+    Args:
+        values: ``(users, length)`` or ``(users, length, dim)``.
+        shift: ``(users,)``, by how many positions; negative ones move to the right.
+    """
+    length = values.shape[1]
+    source = (torch.arange(length, device=values.device) + shift.unsqueeze(1)) % length  # (users, length)
+    if values.dim() == 3:
+        source = source.unsqueeze(-1).expand(-1, -1, values.shape[-1])
+    return values.gather(1, source)

@@ -14,7 +14,7 @@ import pluggy
 
 from finetune_kit import hookspecs
 from finetune_kit.component import Component
-from finetune_kit.errors import PluginError, UnknownNameError, did_you_mean, unknown_name
+from finetune_kit.errors import PluginError, UnknownNameError, did_you_mean, one_line, unknown_name
 
 GROUP = "finetune_kit.plugins"
 KINDS = {
@@ -102,8 +102,7 @@ class Plugins:
         except (Exception, SystemExit) as error:  # a third party's module may raise anything
             if self._manager.has_plugin(entry.name):
                 self._manager.unregister(name=entry.name)
-            reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
-            return replace(about, failure=" ".join(reason.split()))
+            return replace(about, failure=one_line(error, with_type=not isinstance(error, PluginError)))
         for kind, components in offered.items():
             for component in components:
                 self._add(kind, component, entry.name)

@@ -74,15 +74,19 @@ def patch_sites(backbone: Backbone, patched: Callable[[nn.Module], PatchedSite],
         if not sites:
             raise PluginError(
                 f"{strategy} puts its adapters at the sites of blocks, and block {k} of {type(backbone).__name__} "
-                "names none; use a backbone whose blocks do, e.g. nextitnet"
+                "names none; use a backbone that names sites, `ftkit backbones` lists them"
             )
         for site in sites:
-            patch = patched(block.get_submodule(site))
-            block.set_submodule(site, patch)
-            adapters.append(patch.adapter)
+            patched_site = patched(block.get_submodule(site))
+            block.set_submodule(site, patched_site)
+            adapters.append(patched_site.adapter)
     return adapters
 
 
-def layer_norms(backbone: Backbone) -> list[nn.LayerNorm]:
-    """Return the LayerNorms inside of the blocks."""
-    return [part for part in backbone.blocks.modules() if isinstance(part, nn.LayerNorm)]
+def layer_norms(backbone: Backbone) -> list[nn.Module]:
+    """Return the LayerNorms inside of the blocks; RMSNorms are LayerNorms without a mean, and go by many classes."""
+    return [part for part in backbone.blocks.modules() if _is_layer_norm(part)]
+
+
+def _is_layer_norm(part: nn.Module) -> bool:
+    return isinstance(part, nn.LayerNorm | nn.RMSNorm) or type(part).__name__.endswith("RMSNorm")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -49,8 +49,9 @@ class Strategy(Trainable):
 
     For implementers: write `build`; override `encode` where users are not all encoded alike, `loss` to add terms,
     `start_epoch` (with `let_rest`, `wake` and `schedule_epochs`) for schedules, `finish_training` to change weights at
-    the end. Promises every strategy keeps, checked by `finetune_kit.testing.StrategyContract`: what is frozen stays
-    byte-identical, everything else gets a gradient, and a batch's users don't influence one another in evaluation.
+    the end, `idle_options` where one option can leave another without effect. Promises every strategy keeps, checked by
+    `finetune_kit.testing.StrategyContract`: what is frozen stays byte-identical, everything else gets a gradient, and a
+    batch's users don't influence one another in evaluation.
 
     Args:
         backbone: Pre-trained, or fresh where ``needs_pretrained`` is False. The strategy owns it and edits it.
@@ -96,6 +97,14 @@ class Strategy(Trainable):
         self.build()
         # build froze and trained, but added nothing; and what users are encoded by is the backbone alone
         self._is_plain = backbone.state_dict().keys() == plain and type(self).encode is Strategy.encode
+
+    @classmethod
+    def idle_options(cls, options: Any) -> Mapping[str, str]:
+        """Return which of the options have no effect because of what others are, and why, e.g. ``{"k": "…"}``.
+
+        For implementers: whoever sets one of them nevertheless is told the reason.
+        """
+        return {}
 
     def build(self) -> None:
         """Edit ``self.backbone`` and add modules: freeze, copy, patch. Called once, when constructed."""

@@ -3,7 +3,7 @@ import inspect
 import pytest
 
 from finetune_kit import errors
-from finetune_kit.errors import FinetuneKitError, did_you_mean, unknown_name
+from finetune_kit.errors import FinetuneKitError, did_you_mean, one_line, unknown_name
 
 CLASSES = [value for _, value in inspect.getmembers(errors, inspect.isclass) if issubclass(value, Exception)]
 
@@ -30,3 +30,18 @@ def test_an_unknown_name_says_what_there_is():
         "no policy named 'convv'. Did you mean 'conv'? Installed: 'conv', 'gru'"
     )
     assert str(unknown_name("policy", "conv", [])) == "no policy named 'conv'. Installed: none"
+
+
+@pytest.mark.parametrize(
+    ("error", "how", "said"),
+    [
+        (ValueError("Bad\n  column.\n"), {}, "Bad column"),
+        (ValueError("\nBad\n  column."), {"first": True}, "Bad"),
+        (ValueError("bad"), {"with_type": True}, "ValueError: bad"),
+        (ValueError(), {}, "ValueError"),
+        (ValueError(" \n"), {"first": True}, "ValueError"),
+        (ValueError(), {"with_type": True}, "ValueError"),
+    ],
+)
+def test_any_error_fits_in_one_line(error, how, said):
+    assert one_line(error, **how) == said

@@ -37,6 +37,18 @@ def test_the_defaults_and_presets_have_nothing_to_tell():
             {"finetune": {"cache": "off", "cache_memory": 5}},
             "finetune.cache_memory = 5 has no effect: finetune.cache = off keeps nothing",
         ),
+        (
+            {"run": {"strategy": "spottune"}, "strategy": {"lambda_1": 0.5}},
+            "strategy.lambda_1 = 0.5 has no effect: L_k and L_e join the loss only where strategy.k is set",
+        ),
+        *(
+            (
+                {"run": {"strategy": name}, "strategy": {"annealing_epochs": 5}},
+                "strategy.annealing_epochs = 5 has no effect: the temperature stays, as strategy.final_temperature is "
+                "not set",
+            )
+            for name in ("uaf-hard", "spottune", "skip")
+        ),
     ],
 )
 def test_an_option_without_effect_is_told_with_the_reason(sections, words):
@@ -46,3 +58,5 @@ def test_an_option_without_effect_is_told_with_the_reason(sections, words):
 def test_an_option_with_an_effect_is_not_told():
     assert told(finetune={"loss": "bce", "num_negatives": 5}, evaluation={"num_candidates": 5}) == []
     assert told(pretrain={"loss": "sampled-softmax", "num_negatives": 5}) == []
+    annealed = {"final_temperature": 1.0, "annealing_epochs": 5}
+    assert told(run={"strategy": "spottune"}, strategy={"k": 1, "lambda_1": 0.5, **annealed}) == []

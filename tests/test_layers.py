@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_kit.backbone import Context
-from finetune_kit.layers import CausalConv1d, DilatedBlock
+from finetune_kit.layers import CausalConv1d, DilatedBlock, rolled
 
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 5))
 
@@ -63,3 +63,10 @@ def test_masked_positions_enter_neither_convolution() -> None:
 def test_a_blocks_sites_are_its_convolutions() -> None:
     block = DilatedBlock(4, dilation=1)
     assert [type(block.get_submodule(site)) for site in block.sites] == [CausalConv1d, CausalConv1d]
+
+
+def test_rolling_to_the_left_and_back() -> None:
+    hidden = torch.tensor([[[0.0], [1.0], [2.0]], [[0.0], [0.0], [3.0]]])
+    shift = torch.tensor([1, 2])
+    assert rolled(hidden, shift).squeeze(-1).tolist() == [[1, 2, 0], [3, 0, 0]]
+    assert torch.equal(rolled(rolled(hidden, shift), -shift), hidden)

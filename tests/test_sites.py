@@ -38,3 +38,12 @@ def test_the_norms_are_those_of_the_blocks() -> None:
     backbone = TinyBackbone(20, 12)
     backbone.norm = nn.LayerNorm(8)
     assert layer_norms(backbone) == [block.norm for block in backbone.blocks]
+
+
+def test_norms_without_a_mean_are_norms_too_whatever_their_class() -> None:
+    class LlamaRMSNorm(nn.Module):
+        """As transformers have it: no subclass of torch's."""
+
+    backbone = TinyBackbone(20, 12)
+    backbone.blocks[0].norm, backbone.blocks[1].norm = nn.RMSNorm(8), LlamaRMSNorm()
+    assert layer_norms(backbone) == [block.norm for block in backbone.blocks]

@@ -10,8 +10,9 @@ import typer
 
 from finetune_kit.cli import arguments as arg
 from finetune_kit.cli.output import ConsoleProgress, print_json, stdout
-from finetune_kit.cli.result import dataset_of, gates_text, metrics_table, read_metrics, warnings
+from finetune_kit.cli.result import dataset_of, gates_text, metrics_table, warnings
 from finetune_kit.errors import OptionError, did_you_mean
+from finetune_kit.files import read_metrics
 
 
 def evaluate(

@@ -10,7 +10,7 @@ import typer
 from finetune_kit.cli import arguments as arg
 from finetune_kit.cli.origin import Origin
 from finetune_kit.cli.result import print_result
-from finetune_kit.cli.runner import is_finished, needs_base, print_plan, refuse_other_data, runner_of
+from finetune_kit.cli.runner import is_finished, needs_base, print_plan, runner_of
 from finetune_kit.errors import OptionError
 
 
@@ -65,27 +65,17 @@ def finetune(
     origin = Origin.read(from_, has_other_data=data is not None)
     sections = origin.completed(arg.read_sections(config, set_, flags))
     with runner_of(sections, resume=resume, dry_run=dry_run) as runner:
-        growth = None
-        if data is None:
-            refuse_other_data(from_, origin.sections, runner)
-        else:
-            growth = origin.growth(runner, from_data)
+        growth = origin.growth(runner, from_data)
         origin.keep_parts(runner, growth)
         base = origin.base if needs_base(runner) else None
         if dry_run:
             print_plan(runner, base if growth is None else None, json)
             return
-        used = {path.resolve() for path in (from_, base, runner.dataset.path) if path}
-        if output is not None and output.resolve() in used:
-            raise OptionError(f"--output {str(output)!r} is what --from starts from; name another folder")
+        origin.refuse_as_output(output, runner)
         folder = arg.run_folder(runner.config, runner.dataset.name, output, resume=resume, overwrite=overwrite)
         runner.refuse_early()
         if not is_finished(folder, runner, resume):
-            earlier_run = origin.run_that_goes_on(runner, growth)
+            run = origin.run_that_goes_on(runner, growth)
             with arg.replacing(folder, overwrite=overwrite):
-                start = None
-                if growth is not None:
-                    base = None if base is None else growth.grow_base(base, folder.parent / "pretrained")
-                    start = None if earlier_run is None else growth.grow_run(earlier_run, base)
-                runner.finetune(folder, base, start)
+                runner.finetune(folder, *origin.start(base, growth, run, folder.parent / "pretrained"))
         print_result(folder, json)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_kit.cli import arguments as arg
 from finetune_kit.cli.result import dataset_of
+from finetune_kit.cli.runner import refuse_other_data
 from finetune_kit.errors import CheckpointError, OptionError
 from finetune_kit.sections import DataOptions
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from finetune_kit.training.assemble import Run
     from finetune_kit.training.grow import Growth
     from finetune_kit.training.run import Runner
+    from finetune_kit.training.stages import Start
 
 Sections = dict[str, dict[str, Any]]
 
@@ -59,7 +61,7 @@ class Origin:
         Raises:
             CheckpointError: When it is not there any more.
         """
-        if self.facts["kind"] == "pretrained":
+        if not self._is_run:
             return self.folder
         if self.facts["base"] is None:
             return None
@@ -70,10 +72,15 @@ class Origin:
             )
         return base
 
+    @property
+    def _is_run(self) -> bool:
+        from finetune_kit.checkpoint import PRETRAINED
+
+        return self.facts["kind"] != PRETRAINED
+
     def goes_on(self, strategy: str | None) -> bool:
         """Return whether the run's own weights go on under a strategy; None stands for the run's."""
-        is_run = self.facts["kind"] != "pretrained"
-        return self.has_other_data and is_run and strategy in (None, self.sections["run"].get("strategy"))
+        return self.has_other_data and self._is_run and strategy in (None, self.sections["run"].get("strategy"))
 
     def completed(self, sections: Sections) -> Sections:
         """Return the sections asked for, completed by the origin's.
@@ -113,15 +120,19 @@ class Origin:
                     f"pretrain.{option} has no effect: --from is pre-trained already; see `ftkit pretrain`"
                 )
 
-    def growth(self, runner: Runner, from_data: str | None) -> Growth:
-        """Return the way from the origin's dataset to the runner's.
+    def growth(self, runner: Runner, from_data: str | None) -> Growth | None:
+        """Return the way from the origin's dataset to the runner's; None where they are the same.
 
         Raises:
+            OptionError: When the origin's dataset was changed in its place.
             CheckpointError: When the origin's dataset is not there any more.
             DataError: When the datasets have no items in common.
         """
         from finetune_kit.training.grow import Growth
 
+        if not self.has_other_data:
+            refuse_other_data(self.folder, self.sections, runner)
+            return None
         advice = "its raw ids tell which row is which item's, so say with --from-data where it is"
         old = dataset_of(self.folder, from_data, advice, "--from-data")
         growth = Growth(runner.config, old, runner.dataset, runner.progress)
@@ -157,3 +168,25 @@ class Origin:
         if growth is None or not self.goes_on(runner.config.run.strategy):
             return None
         return load_run(self.folder, growth.old)
+
+    def refuse_as_output(self, output: Path | None, runner: Runner) -> None:
+        """Raise if what is written would take the place of what it is made from."""
+        used = {path.resolve() for path in (self.folder, self.base, runner.dataset.path) if path}
+        if output is not None and output.resolve() in used:
+            raise OptionError(f"--output {str(output)!r} is what --from starts from; name another folder")
+
+    def start(
+        self, base: Path | None, growth: Growth | None, run: Run | None, root: Path
+    ) -> tuple[Path | None, Start | None]:
+        """Return the pre-trained backbone and the weights that training starts from, grown where the dataset has grown.
+
+        Args:
+            base: The pre-trained backbone, where the strategy needs one.
+            growth: From the origin's dataset to the runner's, where that is another.
+            run: The run whose weights go on, where they do.
+            root: Where a grown backbone gets its folder.
+        """
+        if growth is None:
+            return base, None
+        base = None if base is None else growth.grow_base(base, root)
+        return base, None if run is None else growth.grow_run(run, base)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
 
 from finetune_kit.cli.time_limit import time_limit
 from finetune_kit.component import Component
-from finetune_kit.errors import PluginError, unknown_name
+from finetune_kit.errors import OptionError, PluginError, unknown_name
 from finetune_kit.options import Options, describe, resolve
 from finetune_kit.plugins import KINDS, Plugins
+from finetune_kit.presets import PRESETS
 
 State = Literal["kept", "broken", "not checked"]
 LOADS = "It loads, is of its kind, and each of its options has a docstring"
@@ -81,10 +82,23 @@ def _faults(kind: str, component: Component, seconds: float) -> Iterator[str]:
     for row in describe(options):
         if not row.description:
             yield f"option {row.name!r} lacks its docstring"
-    if unknown := sorted(set(component.preset) - set(options.model_fields)):
-        yield f"its preset sets options that it does not have: {', '.join(unknown)}"
-    elif not any(field.is_required() for field in options.model_fields.values()):
-        resolve(options, component.preset, kind)
+    yield from _faults_of_values(options, component.preset, kind, "its preset")
+    for name, variant in component.variants.items():
+        if name not in PRESETS:
+            yield f"its variant {name!r} is no --preset; those are {', '.join(PRESETS)}"
+        yield from _faults_of_values(options, {**component.preset, **variant}, kind, f"its variant {name!r}")
+
+
+def _faults_of_values(options: type[Options], values: Mapping[str, Any], kind: str, what: str) -> Iterator[str]:
+    """Yield what is wrong with the values that a preset or a variant gives to options."""
+    fields = options.model_fields
+    if unknown := sorted(values.keys() - fields.keys()):
+        yield f"{what} sets options that it does not have: {', '.join(unknown)}"
+    elif all(name in values for name, field in fields.items() if field.is_required()):
+        try:
+            resolve(options, values, kind)
+        except OptionError as error:
+            yield f"{what} does not fit: {error}"
 
 
 def _base(kind: str) -> type:

@@ -51,10 +51,10 @@ def new_plugin(
     json: Json = False,
 ) -> None:
     """Write a plugin project that works, with its tests: a place to start from."""
-    from finetune_kit.cli.scaffold import refuse_taken_name, write_plugin
+    from finetune_kit.cli.scaffold import refuse_name, write_plugin
     from finetune_kit.plugins import installed
 
-    refuse_taken_name(installed(), kind, name)
+    refuse_name(installed(), kind, name)
     folder = output or Path(f"ftkit-{name}")
     files = [str(path) for path in write_plugin(folder, name, kind)]
     if json:

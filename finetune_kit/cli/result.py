@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_kit.cli.output import print_json, stdout, table, warn
 from finetune_kit.errors import CheckpointError
+from finetune_kit.files import read_metrics
 
 if TYPE_CHECKING:
     from finetune_kit.data.dataset import Dataset
 
 MAX_COLUMNS = 5
 """Metric columns that fit beside the names in 80 characters."""
-
-
-def read_metrics(folder: Path) -> dict[str, Any]:
-    """Return ``metrics.json`` of a finished run.
-
-    Raises:
-        CheckpointError: When the run is not finished.
-    """
-    path = folder / "metrics.json"
-    if not path.exists():
-        raise CheckpointError(f"{str(folder)!r} is not finished: there is no {path.name}; go on with it by --resume")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or not even UTF-8
-        raise CheckpointError(f"{path} is damaged: {error}; copy or make the folder again") from error
 
 
 def dataset_of(folder: Path, data: str | None, otherwise: str, option: str = "--data") -> Dataset:

@@ -75,6 +75,7 @@ def refuse_other_data(folder: Path, config: dict[str, dict[str, Any]], runner: R
 def print_plan(runner: Runner, base: Path | None, json: bool) -> None:
     """Print the resolved options, and what would be trained."""
     from finetune_kit.config import to_toml
+    from finetune_kit.data.earlier import PARTS
 
     strategy = runner.build_strategy(base)
     trainable, total = strategy.num_parameters()
@@ -85,7 +86,7 @@ def print_plan(runner: Runner, base: Path | None, json: bool) -> None:
         "trainable_parameters": trainable,
         "total_parameters": total,
         "trained": trained,
-        "instances": {name: len(getattr(parts, name)) for name in ("train", "valid", "test")},
+        "instances": {name: len(getattr(parts, name)) for name in PARTS},
     }
     if json:
         print_json(plan)

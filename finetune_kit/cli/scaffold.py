@@ -5,10 +5,12 @@ The templates are projects themselves, named ``my-strategy`` and so on; a name t
 
 from __future__ import annotations
 
+import ast
 import re
 from importlib.util import find_spec
 from pathlib import Path
 
+import finetune_kit
 from finetune_kit.errors import OptionError, unknown_name
 from finetune_kit.files import write_text
 from finetune_kit.plugins import Plugins
@@ -20,20 +22,37 @@ LONGEST_NAME = 24
 """In characters; lines of the templates stay short enough with it."""
 
 
-def refuse_taken_name(host: Plugins, kind: str, name: str) -> None:
-    """Refuse a name under which the new project could not live beside what is installed.
+def refuse_name(host: Plugins, kind: str, name: str) -> None:
+    """Refuse a name that is none, or under which the new project could not live beside what is installed.
 
     Raises:
-        OptionError: When a plugin, a component of the kind, or a package of that name is installed.
+        UnknownNameError: For a kind that there is no template for.
+        OptionError: When it can't name a plugin, or a plugin, component or package of that name is installed.
     """
+    _refuse_unusable(kind, name)
     taken = {
-        f"a {kind} named {name!r}": kind in TEMPLATE_KINDS and name in host.components(kind),
+        f"a {kind} named {name!r}": name in host.components(kind),
         f"a plugin named {name!r}": name in {plugin.name for plugin in host.loaded},
-        f"a package named {_module(name)!r}": name.isascii() and find_spec(_module(name)) is not None,
+        f"a package named {_module(name)!r}": find_spec(_module(name)) is not None,
     }
     for what, is_taken in taken.items():
         if is_taken:
             raise OptionError(f"{what} is installed already; two of one name can't be: choose another")
+
+
+def _refuse_unusable(kind: str, name: str) -> None:
+    """Raise for a kind without a template, and for a name that can't name a plugin or would hide what it imports."""
+    if kind not in TEMPLATE_KINDS:
+        raise unknown_name("kind of plugin", kind, TEMPLATE_KINDS)
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
+        raise OptionError(f"{name!r} can't name a plugin; use small letters, digits and dashes, e.g. my-method")
+    if len(name) > LONGEST_NAME:
+        raise OptionError(f"{name!r} has {len(name)} characters; use at most {LONGEST_NAME}")
+    if (hidden := _class_name(name)) in {*finetune_kit.__all__, *_imported_names(kind)}:
+        raise OptionError(
+            f"{name!r} can't name a plugin: its class would be called {hidden}, and hide what is imported by that "
+            f"name; use another, e.g. my-{name}"
+        )
 
 
 def write_plugin(folder: Path, name: str, kind: str = "strategy") -> list[Path]:
@@ -48,12 +67,7 @@ def write_plugin(folder: Path, name: str, kind: str = "strategy") -> list[Path]:
         UnknownNameError: For a kind that there is no template for.
         OptionError: For a name that is none, or a folder that holds something.
     """
-    if kind not in TEMPLATE_KINDS:
-        raise unknown_name("kind of plugin", kind, TEMPLATE_KINDS)
-    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
-        raise OptionError(f"{name!r} can't name a plugin; use small letters, digits and dashes, e.g. my-method")
-    if len(name) > LONGEST_NAME:
-        raise OptionError(f"{name!r} has {len(name)} characters; use at most {LONGEST_NAME}")
+    _refuse_unusable(kind, name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OptionError(f"{str(folder)!r} holds something already; name a new folder")
     words = _words(name, kind)
@@ -71,15 +85,28 @@ def template_files(kind: str) -> list[Path]:
     return sorted(path for path in found if not any(part.startswith((".", "__pycache__")) for part in path.parts))
 
 
+def _imported_names(kind: str) -> set[str]:
+    """Return the names that a template imports."""
+    sources = [
+        (TEMPLATES / kind / path).read_text(encoding="utf-8") for path in template_files(kind) if path.suffix == ".py"
+    ]
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    return {
+        name.asname or name.name
+        for node in nodes
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in node.names
+    }
+
+
 def _words(name: str, kind: str) -> dict[str, str]:
     """Return what takes the place of a template's own words."""
-    from finetune_kit import __version__
-
+    version = finetune_kit.__version__
     return {
         f"my-{kind}": name,
         f"my_{kind}": name.replace("-", "_"),
-        f"My{kind.capitalize()}": "".join(part.capitalize() for part in name.split("-")),
-        "finetune-kit>=0": f"finetune-kit>={__version__},<{_next_breaking(__version__)}",
+        f"My{kind.capitalize()}": _class_name(name),
+        "finetune-kit>=0": f"finetune-kit>={version},<{_next_breaking(version)}",
     }
 
 
@@ -95,3 +122,7 @@ def _next_breaking(version: str) -> str:
 
 def _module(name: str) -> str:
     return f"ftkit_{name.replace('-', '_')}"
+
+
+def _class_name(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("-"))

@@ -9,9 +9,10 @@ import typer
 
 from finetune_kit.cli import arguments as arg
 from finetune_kit.cli.output import print_json, stdout
-from finetune_kit.cli.result import print_result, read_metrics
+from finetune_kit.cli.result import print_result
 from finetune_kit.cli.runner import is_finished, needs_base, print_plan, runner_of
 from finetune_kit.errors import OptionError
+from finetune_kit.files import read_metrics
 
 
 def run(

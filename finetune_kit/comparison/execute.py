@@ -15,7 +15,7 @@ from finetune_kit.comparison.plan import Cell, deciding
 from finetune_kit.comparison.results import Result, row_name
 from finetune_kit.config import read_toml, resolve_config
 from finetune_kit.data.dataset import Dataset
-from finetune_kit.errors import FinetuneKitError, OptionError
+from finetune_kit.errors import FinetuneKitError, OptionError, one_line
 from finetune_kit.files import write_text
 from finetune_kit.plugins import installed
 from finetune_kit.progress import Progress
@@ -121,7 +121,7 @@ class Execution:
             return str(error)
         path = self.path(cell) / ERROR
         write_text(path, "".join(traceback.format_exception(error)))
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}; {path} shows where"
+        return f"{one_line(error, with_type=True)[:200]}; {path} shows where"
 
 
 @dataclass

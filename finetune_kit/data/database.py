@@ -10,7 +10,7 @@ from typing import Any
 
 import duckdb
 
-from finetune_kit.errors import DataError
+from finetune_kit.errors import DataError, one_line
 
 MAX_THREADS = 4
 """Every thread sorts and joins in buffers of its own: with dozens, a small memory limit can't be kept."""
@@ -68,17 +68,12 @@ def working_database(scratch: Path, memory_limit: str) -> Iterator[duckdb.DuckDB
     except duckdb.OutOfMemoryException as error:
         raise DataError(
             f"more memory was wanted than --memory-limit {memory_limit}, or more disk than there is; raise the limit "
-            f"({first_line(error)})"
+            f"({one_line(error, first=True)})"
         ) from error
     except duckdb.IOException as error:
-        raise DataError(f"reading or writing failed: {first_line(error)}") from error
+        raise DataError(f"reading or writing failed: {one_line(error, first=True)}") from error
     finally:
         connection.close()
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message; DuckDB's others are for programmers."""
-    return str(error).splitlines()[0]
 
 
 def sql_text(text: str | Path) -> str:

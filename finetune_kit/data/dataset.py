@@ -15,7 +15,7 @@ from finetune_kit.data.database import connect, sql_path
 from finetune_kit.data.flat import ITEMS, OFFSETS, is_flat, write_flat
 from finetune_kit.data.folder import read_manifest
 from finetune_kit.data.vocabulary import read_vocabulary
-from finetune_kit.errors import DataError
+from finetune_kit.errors import DataError, one_line
 
 UNKNOWN = -1
 """The class of a user whose label is not known."""
@@ -173,7 +173,7 @@ class Dataset:
             try:
                 return connection.execute(query.format(f"read_parquet({sql_path(self.path / name)})")).fetchnumpy()
             except duckdb.Error as error:
-                reason = str(error).splitlines()[0]
+                reason = one_line(error, first=True)
                 raise DataError(f"{self.path / name} is damaged ({reason}); prepare the dataset again") from error
 
 

@@ -13,8 +13,8 @@ class Matched:
     """An old vocabulary laid beside a new one; entries count from 0, so that an id's is the id - 1.
 
     Args:
-        old: Entries of the old one that the new one has too, ``(known,)`` int64.
-        new: Where these stand in the new one, ``(known,)`` int64.
+        old: Entries of the old one that the new one has too, ``(num_known,)`` int64.
+        new: Where these stand in the new one, ``(num_known,)`` int64.
         num_old: Entries of the old one.
         num_new: Entries of the new one.
     """
@@ -33,7 +33,7 @@ class Matched:
         return cls(both[:, 0], both[:, 1], len(old), len(new))
 
     @property
-    def known(self) -> int:
+    def num_known(self) -> int:
         """How many entries both have."""
         return len(self.old)
 
@@ -45,4 +45,6 @@ class Matched:
 
     def __str__(self) -> str:
         """Return how many are known, new and gone."""
-        return f"{self.known:,} known, {self.num_new - self.known:,} new, {self.num_old - self.known:,} gone"
+        return (
+            f"{self.num_known:,} known, {self.num_new - self.num_known:,} new, {self.num_old - self.num_known:,} gone"
+        )

@@ -12,7 +12,7 @@ import duckdb
 from finetune_kit.data.database import sql_name, sql_path, sql_text
 from finetune_kit.data.preparation import Preparation
 from finetune_kit.data.text import TextFormat, header_names, line_of_byte, line_of_record
-from finetune_kit.errors import DataError, did_you_mean
+from finetune_kit.errors import DataError, did_you_mean, one_line
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
@@ -184,7 +184,7 @@ def _readable(path: Path) -> Iterator[None]:
             "" if path.suffix == ".parquet" else "; look for unclosed quotes and for line ends that are not all alike"
         )
         raise DataError(
-            f"{path} can't be read as {path.suffix.lstrip('.') or 'a table'}: {str(error).splitlines()[0]}{hint}"
+            f"{path} can't be read as {path.suffix.lstrip('.') or 'a table'}: {one_line(error, first=True)}{hint}"
         ) from error
 
 

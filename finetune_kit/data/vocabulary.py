@@ -7,8 +7,8 @@ from pathlib import Path
 
 import duckdb
 
-from finetune_kit.data.database import connect, first_line, sql_path
-from finetune_kit.errors import DataError
+from finetune_kit.data.database import connect, sql_path
+from finetune_kit.errors import DataError, one_line
 
 IDS_AT_ONCE = 100_000
 
@@ -23,7 +23,7 @@ def read_vocabulary(path: Path) -> list[str]:
         try:
             rows = connection.execute(f"SELECT raw FROM read_parquet({sql_path(path)}) ORDER BY id").fetchnumpy()
         except duckdb.Error as error:
-            raise DataError(f"{path} is damaged ({first_line(error)}); prepare the dataset again") from error
+            raise DataError(f"{path} is damaged ({one_line(error, first=True)}); prepare the dataset again") from error
     return [str(raw) for raw in rows["raw"]]
 
 

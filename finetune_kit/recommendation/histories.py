@@ -12,7 +12,7 @@ import duckdb
 from finetune_kit.data.database import sql_name, sql_path
 from finetune_kit.data.tables import MAX_LINE
 from finetune_kit.data.text import TextFormat, header_names
-from finetune_kit.errors import DataError
+from finetune_kit.errors import DataError, one_line
 from finetune_kit.recommendation.events import read_events
 from finetune_kit.recommendation.formats import delimiter, read_lines
 from finetune_kit.recommendation.jsonlines import read_objects, text_of, value_of
@@ -63,7 +63,7 @@ def _parquet_rows(layout: Layout, workshop: Workshop) -> Iterator[tuple[str, str
     except duckdb.OutOfMemoryException:
         raise
     except duckdb.Error as error:
-        raise DataError(f"{layout.path} can't be read as parquet: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{layout.path} can't be read as parquet: {one_line(error, first=True)}") from error
 
 
 def _delimited_rows(layout: Layout, _: Workshop) -> Iterator[tuple[str, str, list[str]]]:

@@ -7,14 +7,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from finetune_kit.data.batch import Batch, Windows
+from finetune_kit.tryout import made_up_sequence
 
 
 def random_sequence(num_users: int, length: int, num_items: int, seed: int = 0, *, min_items: int = 1) -> Tensor:
     """Return item ids ``(users, length)``, left-padded with 0; histories have ``min_items`` to ``length`` items."""
-    random = torch.Generator().manual_seed(seed)
-    items = torch.randint(1, num_items + 1, (num_users, length), generator=random)
-    lengths = torch.randint(min_items, length + 1, (num_users, 1), generator=random)
-    return items * (torch.arange(length) >= length - lengths)
+    return made_up_sequence(num_users, length, num_items, torch.Generator().manual_seed(seed), min_items=min_items)
 
 
 def random_windows(num_windows: int, length: int, num_items: int, seed: int = 0) -> Windows:

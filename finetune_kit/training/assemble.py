@@ -13,7 +13,7 @@ from finetune_kit.backbone import Backbone
 from finetune_kit.checkpoint import PRETRAINED, RUN, load_model, read_facts, refuse_other
 from finetune_kit.config import SECTIONS, Config, read_run, resolve_config
 from finetune_kit.data.labelled import for_task
-from finetune_kit.errors import CheckpointError, FinetuneKitError, PluginError
+from finetune_kit.errors import CheckpointError, FinetuneKitError, PluginError, one_line
 from finetune_kit.plugins import installed
 from finetune_kit.sections import label_of
 from finetune_kit.seeding import seeded
@@ -85,7 +85,7 @@ def build_strategy(
         except FinetuneKitError:
             raise
         except Exception as error:  # a third party's code may raise anything
-            reason = f"{type(error).__name__}: {error}"
+            reason = one_line(error, with_type=True)
             raise PluginError(
                 f"{config.run.strategy!r} failed in build: {reason}; ftkit --traceback shows where"
             ) from error

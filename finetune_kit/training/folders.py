@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,8 @@ from torch import Tensor
 from finetune_kit.checkpoint import PRETRAINED, save_model
 from finetune_kit.config import Config, to_toml
 from finetune_kit.environment import git_state, versions
-from finetune_kit.errors import CheckpointError
 from finetune_kit.files import write_json, write_text
+from finetune_kit.progress import Progress
 from finetune_kit.training.assemble import backbone_facts
 
 if TYPE_CHECKING:
@@ -79,14 +80,31 @@ def write_base(
     return digest
 
 
-def metrics_of(folder: Path) -> dict[str, Any]:
-    """Return ``metrics.json`` of a folder that is finished.
+def base_made_once(
+    root: Path,
+    config: Config,
+    dataset: Dataset,
+    decides: Any,
+    make: Callable[[Path], None],
+    progress: Progress,
+    kind: str = "",
+) -> Path:
+    """Return the folder of a backbone below ``root``; it is made only if it is not there yet.
 
-    Raises:
-        CheckpointError: When it is not there, or damaged.
+    Args:
+        root: Where backbones stand.
+        config: Names the backbone and the seed; they stand in the folder's name, and so does the dataset's.
+        dataset: Whose source items it knows.
+        decides: Everything that decides its weights and what stands beside them, plain JSON values.
+        make: Writes the whole folder.
+        progress: Who is told.
+        kind: Stands in the folder's name; nothing for a backbone that is pre-trained and no more.
     """
-    path = folder / "metrics.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read: {error}; name a folder that is finished") from error
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
+    words = [config.run.backbone, dataset.name, f"s{config.run.seed}", *([kind] if kind else []), digest]
+    folder, what = root / "-".join(words), f"{kind or 'pre-trained'} backbone"
+    is_there = (folder / "metrics.json").exists()
+    progress.say(f"{what}: {folder}{' (reused)' if is_there else ''}")
+    if not is_there:
+        make(folder)
+    return folder

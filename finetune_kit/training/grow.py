@@ -8,13 +8,11 @@ grown model computes for known items what the run computes is tried out before a
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,15 +24,17 @@ from finetune_kit.data.earlier import SPLIT, Earlier
 from finetune_kit.data.labelled import for_task
 from finetune_kit.data.matched import Matched
 from finetune_kit.errors import CheckpointError, DataError
+from finetune_kit.files import read_metrics
 from finetune_kit.progress import Progress
 from finetune_kit.seeding import derive_seed
 from finetune_kit.strategy import Strategy
 from finetune_kit.training.assemble import Run, backbone_facts, build_backbone, build_strategy, load_base
-from finetune_kit.training.folders import metrics_of, write_base
-from finetune_kit.training.merge import TOLERANCE, made_up_users, relative, users_only
+from finetune_kit.training.folders import base_made_once, write_base
+from finetune_kit.training.merge import TOLERANCE, made_up_users, users_only
 from finetune_kit.training.pretrain import NextItem
 from finetune_kit.training.rows import Domain, Shapes, carry_over, find_axes
 from finetune_kit.training.stages import Start
+from finetune_kit.tryout import relative_difference
 
 if TYPE_CHECKING:
     from finetune_kit.data.dataset import Dataset
@@ -81,7 +81,7 @@ class Growth:
             told["target items" if self.config.run.task == "items" else "classes"] = self.target
         self.progress.say("; ".join(f"{what}: {matched}" for what, matched in told.items()))
         for what, matched in told.items():
-            if not matched.known:
+            if not matched.num_known:
                 raise DataError(
                     f"{self.new.path} and {self.old.path} have no {what} in common: items are known again by the raw "
                     "ids of the files that they were prepared from; train anew with `ftkit run`"
@@ -102,30 +102,39 @@ class Growth:
         """
         if self.old.source_items_hash == self.new.source_items_hash and not (base / SPLIT).exists():
             return base
-        facts = read_facts(base)
-        folder = (
-            root
-            / f"{self.config.run.backbone}-{self.new.name}-s{self.config.run.seed}-grown-{self._key(facts['hash'])}"
+        return base_made_once(
+            root,
+            self.config,
+            self.new,
+            self._decides_grown(base),
+            lambda folder: self._write_grown(base, folder),
+            self.progress,
+            kind="grown",
         )
-        if (folder / "metrics.json").exists():
-            self.progress.say(f"grown backbone: {folder} (reused)")
-            return folder
-        self.progress.say(f"grown backbone: {folder}")
+
+    def _decides_grown(self, base: Path) -> list[Any]:
+        """Return everything that decides what stands in a grown backbone's folder."""
+        decides = [read_facts(base)["hash"], self.config.run.seed, backbone_facts(self.config, self.new)]
+        if (base / SPLIT).exists():  # the parts of target instances, in the ids of the new dataset as a task sees it
+            decides += [self.old.fingerprint, self.new.fingerprint, task_of(base)]
+        return decides
+
+    def _write_grown(self, base: Path, folder: Path) -> None:
+        """Write a backbone with rows for the new source items, and the parts of target instances in its weights."""
         tensors, facts = load_model(base)
         refuse_other(facts, backbone_facts(self.config, self.old), base)
         fresh = _next_item(_other_seed(self.config), self.new.num_source_items).state_dict()
         axes = find_axes(self._base_shapes, self.source.num_old, 1)
-        grown = carry_over(_some(tensors, fresh.keys()), fresh, axes, {"source": self.source})
-        was = metrics_of(base)
+        grown = carry_over(only(tensors, fresh.keys()), fresh, axes, {"source": self.source})
+        was = read_metrics(base)
         metrics = {"seconds": {"pretrain": was.get("seconds", {}).get("pretrain", 0.0)}}
         about = {"grown_from": {"base": str(base.resolve()), "hash": facts["hash"], "source_items": str(self.source)}}
-        task = task_of(base)
         if (earlier := earlier_parts(base, self.old, self.new)) is not None:
             folder.mkdir(parents=True, exist_ok=True)
             earlier.write(folder, SPLIT)
-        run = self.config.run.model_copy(update={"task": task})  # whose target instances are in the weights, if any
+        # the task is that of the target instances in the weights, if there are any
+        run = self.config.run.model_copy(update={"task": task_of(base)})
         write_base(folder, dataclasses.replace(self.config, run=run), self.new, grown, metrics, {"about": about})
-        return folder
 
     def grow_run(self, run: Run, base: Path | None) -> Start:
         """Return the weights of a run for the new items.
@@ -146,24 +155,19 @@ class Growth:
         trained = run.strategy.trained_state().keys()
         axes = find_axes(_shapes_of(run), self.source.num_old, self.target.num_old)
         matched: dict[Domain, Matched] = {"source": self.source, "target": self.target}
-        state = {**grown.state_dict(), **_some(fresh.state_dict(), trained)}
+        state = {**grown.state_dict(), **only(fresh.state_dict(), trained)}
         everything = carry_over(old, state, axes, matched)
         _refuse_other_frozen(everything, grown, trained)
-        grown.load_trained_state(_some(everything, trained))
+        grown.load_trained_state(only(everything, trained))
         self._refuse_difference(run.strategy, grown)
-        num_new = self.source.num_new - self.source.known
+        num_new = self.source.num_new - self.source.num_known
         if num_new and not grown.backbone.item_embedding.weight.requires_grad:
             self.progress.say(
                 f"warning: {self.config.run.strategy} does not train the item embedding: the {num_new:,} new source "
                 "items keep random ones; pre-train anew to learn them"
             )
         about = {"grown_from": {"run": str(run.folder.resolve()), "hash": run.facts["hash"]}}
-        return Start(_some(everything, trained), run.facts["hash"], about)
-
-    def _key(self, digest: str) -> str:
-        """Return a hash of everything that decides a grown backbone."""
-        decides = [digest, self.config.run.seed, backbone_facts(self.config, self.new)]
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
+        return Start(only(everything, trained), run.facts["hash"], about)
 
     def _base_shapes(self, num_source: int, num_target: int) -> Shapes:
         return _shapes(_next_item(self.config, num_source))
@@ -173,7 +177,7 @@ class Growth:
         """Raise if made-up users of known items get other scores for known items."""
         if not old.is_deterministic:
             return
-        users = made_up_users(self.source.known, self.config.data.max_length)
+        users = made_up_users(self.source.num_known, self.config.data.max_length)
         index = users.sequence.numpy()
         sides = [(old, self.source.old, self.target.old), (grown, self.source.new, self.target.new)]
         scores = []
@@ -181,7 +185,7 @@ class Growth:
             ids = np.concatenate([[0], source + 1])[index]  # (users, length)
             vectors = strategy.encode(users_only(users.user, torch.from_numpy(ids))).vectors
             scores.append(strategy.task.scores(vectors)[:, torch.from_numpy(target)])
-        if (difference := relative(*scores)) > TOLERANCE:
+        if (difference := relative_difference(*scores)) > TOLERANCE:
             raise CheckpointError(
                 f"grown, {self.config.run.strategy!r} computes something else for known items: scores differ by "
                 f"{difference:.2g} of the largest; it can't go on with other items, or not with other options"
@@ -229,7 +233,8 @@ def _shapes(model: torch.nn.Module) -> Shapes:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
-def _some(state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+def only(state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """Return the tensors of some names."""
     return {name: tensor for name, tensor in state.items() if name in names}
 
 

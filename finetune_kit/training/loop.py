@@ -109,8 +109,8 @@ class Loop:
         module, optimizer = self.fabric.setup(self.module, adam)
         if self.epochs <= self.module.schedule_epochs:
             self.progress.say(
-                f"{self.stage}: epochs = {self.epochs}, but it is only after {self.module.schedule_epochs} epochs that "
-                "everything trains; give more to get beyond the schedule"
+                f"warning: {self.stage}.epochs = {self.epochs}, but everything trains only after "
+                f"{self.module.schedule_epochs} epochs; set epochs above {self.module.schedule_epochs}"
             )
         fitted, best = Fitted(), {}
         if resume and self.checkpoint and self.checkpoint.exists():
@@ -207,10 +207,9 @@ class Loop:
         except Exception as error:
             raise CheckpointError(f"{self.checkpoint} can't be read: {error}; delete it to start over") from error
         if about["bound_to"] != dict(self.bound_to):
-            other = [name for name in self.bound_to if self.bound_to[name] != about["bound_to"].get(name)]
-            values = [
-                f"{name} {about['bound_to'].get(name, 'none')[:12]}, now {self.bound_to[name][:12]}" for name in other
-            ]
+            was, now = about["bound_to"], self.bound_to
+            other = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+            values = [f"{name} {was.get(name, 'none')[:12]}, now {now.get(name, 'none')[:12]}" for name in other]
             raise CheckpointError(f"{self.checkpoint} belongs to another {'; '.join(values)}; delete it to start over")
         self._precision.load_state_dict(about["scaler"])  # the loss scale of 16-mixed; nothing in other precisions
         self.module.load_trained_state(parts["now"])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from finetune_kit.data.earlier import PARTS
 from finetune_kit.evaluation.evaluate import Evaluation, Evaluator
 from finetune_kit.evaluation.labels import LabelEvaluation, LabelEvaluator, class_balance, majority
 from finetune_kit.evaluation.references import REFERENCES
@@ -58,7 +59,7 @@ def measure(experiment: Experiment, strategy: Strategy) -> Measured:
             metrics, instances, policy = _measure_label(experiment, strategy, evaluator, advance)
         else:
             metrics, instances, policy = _measure_items(experiment, strategy, evaluator, advance)
-    metrics["instances"] = {name: len(getattr(parts, name)) for name in ("train", "valid", "test")}
+    metrics["instances"] = {name: len(getattr(parts, name)) for name in PARTS}
     tables, control_seconds = {"instances": instances, "split": _split_table(experiment)}, 0.0
     if policy is not None and policy.gates is not None:
         metrics["gates"] = gate_summary(policy)
@@ -187,7 +188,7 @@ def _policy_table(evaluation: Evaluation | LabelEvaluation) -> dict[str, np.ndar
 def _split_table(experiment: Experiment) -> dict[str, np.ndarray]:
     """Return user, item and part of every instance that was used."""
     parts, target = experiment.split, experiment.dataset.target
-    instance = np.concatenate([parts.train, parts.valid, parts.test])
-    names = np.array(["train", "valid", "test"], dtype=object)
-    part = np.repeat(names, [len(parts.train), len(parts.valid), len(parts.test)])
+    instance = np.concatenate([getattr(parts, name) for name in PARTS])
+    names = np.array(PARTS, dtype=object)
+    part = np.repeat(names, [len(getattr(parts, name)) for name in PARTS])
     return {"user": target.user[instance], "item": target.item[instance], "part": part}

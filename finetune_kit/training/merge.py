@@ -3,12 +3,11 @@
 The folder is of the kind that pre-training writes. Beside ``backbone.…`` its ``model.safetensors`` holds the head, as
 ``task.head.…``, and ``model.json`` says which target items that scores; pre-training's own output layer is left out,
 as it no longer fits. ``split.parquet`` keeps which target instances are in the weights, so that whoever starts from
-them does not measure on these.
+them does not measure on these; ``earlier.parquet``, where the run has one, lets `ftkit evaluate` split as the run did.
 """
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,13 @@ from torch import Tensor
 from finetune_kit.config import SECTIONS
 from finetune_kit.data.batch import Batch
 from finetune_kit.data.earlier import SPLIT, Earlier
-from finetune_kit.errors import CheckpointError, FinetuneKitError, OptionError, PluginError
+from finetune_kit.errors import CheckpointError, FinetuneKitError, OptionError, PluginError, one_line
+from finetune_kit.files import read_metrics
 from finetune_kit.seeding import generator
 from finetune_kit.strategy import Strategy
 from finetune_kit.training.assemble import BACKBONE, TASK, Plain, Run, build_strategy, is_merged, target_facts
-from finetune_kit.training.folders import metrics_of, write_base
+from finetune_kit.training.folders import write_base
+from finetune_kit.tryout import made_up_sequence, relative_difference
 
 NUM_USERS = 64
 """Made-up users on whom the merged model is compared with the run."""
@@ -53,7 +54,7 @@ def merge(run: Run, folder: Path) -> dict[str, Any]:
             f"what {run.config.run.strategy!r} merged into computes something else: scores of random users differ by "
             f"{difference:.2g} of the largest, {TOLERANCE:.0e} is allowed; use the run as it is"
         )
-    parts, was = Earlier.read(run.folder, SPLIT), metrics_of(run.folder)
+    kept, parts, was = Earlier.read(run.folder), Earlier.read(run.folder, SPLIT), read_metrics(run.folder)
     if parts is None:
         raise CheckpointError(f"{str(run.folder)!r} is damaged: there is no {SPLIT}; copy or make the folder again")
     tensors = {f"{BACKBONE}{name}": tensor for name, tensor in plain.backbone.state_dict().items()}
@@ -65,6 +66,8 @@ def merge(run: Run, folder: Path) -> dict[str, Any]:
     seconds = {**seconds, "pretrain": seconds.get("pretrain", 0.0) + seconds.get("finetune", 0.0)}
     metrics = {**was, "trainable_parameters": total, "total_parameters": total, "seconds": seconds}
     parts.write(folder, SPLIT)
+    if kept is not None:
+        kept.write(folder)
     facts = {**target_facts(run.dataset), "about": about}
     digest = write_base(folder, run.config, run.dataset, tensors, metrics, facts, SECTIONS)
     return {"hash": digest, "difference": difference, **origin}
@@ -83,7 +86,7 @@ def merged_strategy(run: Run) -> Strategy:
     except FinetuneKitError:
         raise
     except Exception as error:  # a third party's code may raise anything
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        reason = one_line(error, with_type=True)
         raise PluginError(
             f"{run.config.run.strategy!r} failed to merge: {reason}; ftkit --traceback shows where"
         ) from error
@@ -101,22 +104,12 @@ def largest_difference(one: Strategy, other: Strategy, max_length: int) -> float
         max_length: Length of the users' sequences; they have 1 to as many items.
     """
     batch = made_up_users(one.backbone.num_items, max_length)
-    return relative(*(strategy.task.scores(strategy.encode(batch).vectors) for strategy in (one, other)))
-
-
-def relative(expected: Tensor, found: Tensor) -> float:
-    """Return the largest difference of two tensors, relative to the largest expected value; infinite for NaN."""
-    expected, found = expected.double(), found.double()
-    difference = ((expected - found).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
-    return float("inf") if math.isnan(difference) else difference
+    return relative_difference(*(strategy.task.scores(strategy.encode(batch).vectors) for strategy in (one, other)))
 
 
 def made_up_users(num_items: int, max_length: int) -> Batch:
     """Return `NUM_USERS` users with random items, and no instances."""
-    random = generator(0, "made-up users")
-    sequence = torch.randint(1, num_items + 1, (NUM_USERS, max_length), generator=random)
-    num_padding = torch.randint(0, max_length, (NUM_USERS, 1), generator=random)
-    sequence = sequence.masked_fill(torch.arange(max_length) < num_padding, 0)
+    sequence = made_up_sequence(NUM_USERS, max_length, num_items, generator(0, "made-up users"))
     return users_only(torch.arange(1, NUM_USERS + 1), sequence)
 
 

@@ -12,6 +12,10 @@ from finetune_kit.data.dataset import Dataset
 from finetune_kit.errors import CheckpointError, DataError
 from finetune_kit.training.assemble import build_backbone
 from finetune_kit.training.folders import write_base
+from finetune_kit.tryout import evaluating, made_up_sequence, relative_difference
+
+TOLERANCE = 1e-4
+"""How far user vectors may differ, relative to the largest value: another device or version rounds otherwise."""
 
 
 def save_pretrained(backbone: Backbone, name: str, dataset: Dataset, folder: str | Path, *, seed: int = 0) -> Path:
@@ -69,21 +73,14 @@ def _refuse_another(backbone: Backbone, config: Config) -> None:
             )
     rebuilt.load_state_dict(weights)
     rebuilt.to(backbone.item_embedding.weight.device)
+    length = min(8, backbone.max_length)
     random = torch.Generator().manual_seed(0)
-    sequence = torch.randint(1, backbone.num_items + 1, (2, min(8, backbone.max_length)), generator=random)
-    sequence[1, 0] = 0  # padding
+    sequence = made_up_sequence(2, length, backbone.num_items, random, num_known=[length, max(1, length - 1)])
     sequence = sequence.to(backbone.item_embedding.weight.device)
-    expected, found = (_evaluated(part, sequence) for part in (backbone, rebuilt))
-    if not torch.allclose(expected, found, rtol=1e-4, atol=1e-5):
+    with evaluating(backbone), evaluating(rebuilt):
+        expected, found = backbone.user_vectors(sequence), rebuilt.user_vectors(sequence)
+    if (difference := relative_difference(expected, found)) > TOLERANCE:
         raise CheckpointError(
-            f"the backbone {name!r} computes something else from the same weights, by up to "
-            f"{(expected - found).abs().max():.3g}; an option that it has no field for?"
+            f"the backbone {name!r} computes something else from the same weights, by up to {difference:.3g} of the "
+            "largest value; an option that it has no field for?"
         )
-
-
-def _evaluated(backbone: Backbone, sequence: torch.Tensor) -> torch.Tensor:
-    """Return user vectors ``(users, dim)`` in evaluation mode."""
-    was_training = backbone.training
-    vectors = backbone.eval().user_vectors(sequence)
-    backbone.train(was_training)
-    return vectors

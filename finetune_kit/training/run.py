@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from finetune_kit.strategy import Strategy
 from finetune_kit.tables import trained_tables
 from finetune_kit.training.assemble import backbone_facts
 from finetune_kit.training.experiment import Experiment
+from finetune_kit.training.folders import base_made_once
 from finetune_kit.training.pretrain import with_next_item
 from finetune_kit.training.stages import Finetuning, Pretraining, Start
 
@@ -46,15 +45,14 @@ class Runner(Experiment):
 
     def pretrain(self, root: Path) -> Path:
         """Return the folder of the pre-trained backbone below ``root``; it is made only if it is not there yet."""
-        folder = (
-            root / f"{self.config.run.backbone}-{self.dataset.name}-s{self.config.run.seed}-{self._pretrain_key()[:12]}"
+        return base_made_once(
+            root,
+            self.config,
+            self.dataset,
+            self._decides_pretrained(),
+            lambda folder: Pretraining(self, folder).carry_out(),
+            self.progress,
         )
-        if (folder / "metrics.json").exists():
-            self.progress.say(f"pre-trained backbone: {folder} (reused)")
-            return folder
-        self.progress.say(f"pre-trained backbone: {folder}")
-        Pretraining(self, folder).carry_out()
-        return folder
 
     def finetune(self, folder: Path, base: Path | None, start: Start | None = None) -> dict[str, Any]:
         """Fine-tune from a pre-trained base, measure, write the run folder; return its metrics.
@@ -75,9 +73,9 @@ class Runner(Experiment):
             sizes = [len(table.weight) for table in trained_tables(strategy)]
             yield from _if_large("finetune", max(sizes, default=0))
 
-    def _pretrain_key(self) -> str:
-        """Return a hash of everything that decides a pre-trained backbone."""
-        decides = {
+    def _decides_pretrained(self) -> dict[str, Any]:
+        """Return everything that decides a pre-trained backbone."""
+        return {
             "dataset": self.dataset.fingerprint,
             "pretrain": self.config.pretrain.model_dump(mode="json"),
             "precision": self.config.run.precision,
@@ -86,7 +84,6 @@ class Runner(Experiment):
             "code": installed().component("backbone", self.config.run.backbone).code_hash(),
             **backbone_facts(self.config, self.dataset),
         }
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
 def _if_large(stage: str, rows: int) -> Iterator[tuple[str, int]]:

@@ -18,13 +18,13 @@ from finetune_kit.checkpoint import RUN, base_reference, read_facts, save_model
 from finetune_kit.config import SECTIONS
 from finetune_kit.data.loading import SourceWindows, TargetBatches
 from finetune_kit.data.split import Split
-from finetune_kit.files import write_json, write_table
+from finetune_kit.files import read_metrics, write_json, write_table
 from finetune_kit.seeding import seeded
 from finetune_kit.strategy import Strategy
 from finetune_kit.tracker import Tracker
 from finetune_kit.training.assemble import backbone_facts, build_backbone, target_facts
 from finetune_kit.training.experiment import Experiment
-from finetune_kit.training.folders import BASE_SECTIONS, metrics_of, save_base
+from finetune_kit.training.folders import BASE_SECTIONS, save_base
 from finetune_kit.training.leading import LeadingStages
 from finetune_kit.training.loop import Fitted, Loop
 from finetune_kit.training.measure import measure
@@ -239,7 +239,7 @@ class Finetuning:
 
     def _pretrain_seconds(self) -> float:
         """Return what pre-training the base took, also where it was reused; 0 without a base."""
-        return 0.0 if self.base is None else metrics_of(self.base).get("seconds", {}).get("pretrain", 0.0)
+        return 0.0 if self.base is None else read_metrics(self.base).get("seconds", {}).get("pretrain", 0.0)
 
 
 def _tell(trackers: list[Tracker], stage: str, record: Mapping[str, float]) -> None:

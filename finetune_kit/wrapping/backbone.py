@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from finetune_kit.backbone import Backbone, Context
 from finetune_kit.errors import CheckpointError, PluginError
+from finetune_kit.layers import rolled
 from finetune_kit.options import Options
-from finetune_kit.wrapping.calls import Path, WrappedContext, rolled, rows_per_user
+from finetune_kit.tryout import evaluating
+from finetune_kit.wrapping.calls import Path, WrappedContext, rows_per_user
 from finetune_kit.wrapping.check import Output, check, failing_in_one_sentence
 from finetune_kit.wrapping.parts import (
     Finish,
@@ -32,7 +34,7 @@ from finetune_kit.wrapping.parts import (
     turn_off_fast_paths,
 )
 from finetune_kit.wrapping.slots import LastBlockReached, Recorder, Recording, Slot, WrappedBlock
-from finetune_kit.wrapping.trial import TakesNoPart, evaluating, leave_out_what_takes_no_part, shaken, try_out
+from finetune_kit.wrapping.trial import TakesNoPart, leave_out_what_takes_no_part, shaken, try_out
 
 Inputs = Callable[[Tensor], "Tensor | Mapping[str, Any]"]
 """From item ids ``(users, length)`` to the model's argument, or to its arguments by name."""
@@ -102,7 +104,7 @@ class WrappedBackbone(Backbone):
             with failing_in_one_sentence():
                 self._rows_per_user = self._count_rows_per_user(trial.sequence)
                 check(self, trial, output, ignores_padding=ignores_padding)
-            leave_out_what_takes_no_part(self, trial.sequence)
+                leave_out_what_takes_no_part(self, trial.sequence)
         self.train(module.training)
 
     def _take_out_blocks(self, names: Sequence[str], num_outputs: Sequence[int], sites: Sequence[str]) -> None:
@@ -166,7 +168,7 @@ class WrappedBackbone(Backbone):
             self.call_module(sequence.masked_fill(sequence == self.num_items + 1, 1))
         if recording.hidden is None or len(recording.calls) != len(self._block_names):
             raise PluginError(f"the model called {len(recording.calls)} of its {len(self._block_names)} blocks")
-        mask = (sequence != 0).unsqueeze(-1).to(self.item_embedding.weight.dtype)
+        mask = self.item_mask(sequence)
         return recording.hidden, WrappedContext(mask, tuple(recording.calls), shift, self._rows_per_user)
 
     def arranged(self, sequence: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -188,10 +190,6 @@ class WrappedBackbone(Backbone):
     def embed(self, sequence: Tensor) -> Tensor:
         """Return the hidden states that the first block is given, ``(users, length, dim)``."""
         return self.start(sequence)[0]
-
-    def item_mask(self, sequence: Tensor) -> Tensor:
-        """Return 1.0 at items of left-padded ids ``(users, length)`` and 0.0 at padding, ``(users, length, 1)``."""
-        return (sequence != 0).unsqueeze(-1).to(self.item_embedding.weight.dtype)  # the model need not run for this
 
     def finish(self, hidden: Tensor, context: Context) -> Tensor:
         """Return the last hidden states, padding on the left again, both ``(users, length, dim)``."""

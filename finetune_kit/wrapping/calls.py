@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 from finetune_kit.backbone import Context
@@ -105,17 +104,3 @@ class WrappedContext(Context):
             calls=tuple(call.rows(users, len(self.mask), per_user) for call, per_user in calls),
             shift=None if self.shift is None else self.shift[users],
         )
-
-
-def rolled(values: Tensor, shift: Tensor) -> Tensor:
-    """Return ``(users, length, …)`` with each user's positions moved to the left, around the end.
-
-    Args:
-        values: ``(users, length)`` or ``(users, length, dim)``.
-        shift: ``(users,)``, by how many positions; negative ones move to the right.
-    """
-    length = values.shape[1]
-    source = (torch.arange(length, device=values.device) + shift.unsqueeze(1)) % length  # (users, length)
-    if values.dim() == 3:
-        source = source.unsqueeze(-1).expand(-1, -1, values.shape[-1])
-    return values.gather(1, source)

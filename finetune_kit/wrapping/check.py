@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from finetune_kit.errors import PluginError
+from finetune_kit.errors import PluginError, one_line
+from finetune_kit.tryout import relative_difference
 from finetune_kit.wrapping.calls import WrappedContext
 from finetune_kit.wrapping.trial import NUM_USERS, Trial
 
@@ -46,19 +47,19 @@ def failing_in_one_sentence() -> Iterator[None]:
         raise
     except Exception as error:  # the model may raise anything
         raise PluginError(
-            f"the model fails when its blocks are called from outside: {type(error).__name__}: {error}; does it use "
+            f"the model fails when its blocks are called from outside: {one_line(error, with_type=True)}; does it use "
             "what its blocks return beside hidden states?"
         ) from error
 
 
 def differs(one: Tensor, other: Tensor) -> str | None:
     """Return by how much two tensors differ, in words, or None where they are equal but for rounding."""
-    difference = (one - other).abs().max().item() if one.numel() else 0.0
-    if difference != difference:
+    difference = relative_difference(one, other, at_least=1.0)
+    if difference == float("inf"):
         return "in that something is not a number"
     # Sums in another order differ by less, another computation by more.
-    tolerance = max(1e-4, 10 * torch.finfo(one.dtype).eps) * max(1.0, one.abs().max().item() if one.numel() else 0.0)
-    return None if difference <= tolerance else f"by up to {difference:.3g}"
+    tolerance = max(1e-4, 10 * torch.finfo(one.dtype).eps)
+    return None if difference <= tolerance else f"by up to {difference:.3g} of the largest value"
 
 
 def _check_blocks(backbone: WrappedBackbone, sequence: Tensor) -> Tensor:
@@ -231,5 +232,5 @@ def _check_length(backbone: WrappedBackbone) -> None:
         backbone.start(longest)
     except Exception as error:  # the model may raise anything
         raise PluginError(
-            f"the model takes no sequence of max_length={backbone.max_length} items: {type(error).__name__}: {error}"
+            f"the model takes no sequence of max_length={backbone.max_length} items: {one_line(error, with_type=True)}"
         ) from error

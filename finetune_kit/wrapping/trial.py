@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from finetune_kit.errors import PluginError
+from finetune_kit.errors import PluginError, one_line
+from finetune_kit.tryout import made_up_sequence
 
 if TYPE_CHECKING:
     from finetune_kit.wrapping.backbone import WrappedBackbone
@@ -51,7 +52,7 @@ def try_out(backbone: WrappedBackbone, names: Sequence[str]) -> Trial:
         output = backbone.call_module(backbone.arranged(sequence)[0])
     except Exception as error:  # the model may raise anything
         raise PluginError(
-            f"the model can't be called with item ids {tuple(sequence.shape)}: {type(error).__name__}: {error}; "
+            f"the model can't be called with item ids {tuple(sequence.shape)}: {one_line(error, with_type=True)}; "
             "tell what it is called with by inputs="
         ) from error
     finally:
@@ -77,10 +78,9 @@ def _num_outputs(k: int, output: Any) -> int:
 def random_items(backbone: WrappedBackbone) -> Tensor:
     """Return item ids ``(users, length)``, every user's with more padding than the one's before."""
     length = min(LENGTH, backbone.max_length)
+    num_known = [length - min(user, length - 1) for user in range(NUM_USERS)]
     random = torch.Generator().manual_seed(0)
-    sequence = torch.randint(1, backbone.num_items + 1, (NUM_USERS, length), generator=random)
-    for user in range(NUM_USERS):
-        sequence[user, : min(user, length - 1)] = 0
+    sequence = made_up_sequence(NUM_USERS, length, backbone.num_items, random, num_known=num_known)
     return sequence.to(backbone.item_embedding.weight.device)
 
 
@@ -105,15 +105,16 @@ def shaken(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode for as long as this lasts."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
+def all_trainable(module: nn.Module) -> Iterator[None]:
+    """Let every weight that can have a gradient want one for as long as this lasts, also where its owner froze it."""
+    before = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    for parameter, _ in before:
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     try:
         yield
     finally:
-        for part, mode in modes.items():
-            part.training = mode
+        for parameter, was_trainable in before:
+            parameter.requires_grad_(was_trainable)
 
 
 class TakesNoPart(nn.Module):
@@ -147,7 +148,7 @@ def _without_part(backbone: WrappedBackbone, sequence: Tensor) -> list[str]:
     """
     called: set[nn.Module] = set()
     handles = [part.register_forward_pre_hook(lambda part, _: called.add(part)) for part in backbone.module.modules()]
-    with torch.enable_grad():
+    with torch.enable_grad(), all_trainable(backbone):
         weights = [weight for weight in backbone.module.parameters() if weight.requires_grad]
         gradients = torch.autograd.grad(backbone(sequence).square().sum(), weights, allow_unused=True)
     for handle in handles:

@@ -1,4 +1,4 @@
-"""Parameter-efficient strategies: small trainable parts inside a pre-trained backbone that rests."""
+"""Parameter-efficient strategies: small trainable parts inside a pre-trained backbone that is frozen."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """BitFit: of the pre-trained backbone, only the biases are trained.
 
 Ben Zaken, Ravfogel, Goldberg: *BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked
-Language-models*, ACL 2022, https://arxiv.org/abs/2106.10199. In every layer, the bias b trains and all else rests:
+Language-models*, ACL 2022, https://arxiv.org/abs/2106.10199. In every layer, the bias b trains and all else is frozen:
 
     y = W x + b                                  (linear maps, convolutions, gates)
     y = g ⊙ (x − μ)/σ + b                          (LayerNorms)
@@ -11,7 +11,7 @@ Language-models*, ACL 2022, https://arxiv.org/abs/2106.10199. In every layer, th
 | b | every parameter of the backbone with *bias* in its own name | (outputs,) |
 | W, g | the others, frozen | (outputs, …), (dim,) |
 
-Differences from the paper: dropout inside of the backbone is off in training, and running statistics rest, as in all
+Differences from the paper: dropout inside of the backbone is off in training, and running statistics stay, as in all
 that is frozen here (`Trainable.freeze`): so what trains is what is evaluated. The paper's second variant, which trains
 the biases of the queries and of the feed-forward layer's first map alone, needs names that backbones don't share.
 """

@@ -1,4 +1,4 @@
-"""Houlsby's adapters: bottlenecks behind the sublayers of a backbone that rests, and LayerNorms that train.
+"""Houlsby's adapters: bottlenecks behind the sublayers of a frozen backbone, and LayerNorms that train.
 
 Houlsby, Giurgiu, Jastrzębski, Morrone, de Laroussilhe, Gesmundo, Attariyan, Gelly: *Parameter-Efficient Transfer
 Learning for NLP*, ICML 2019, https://arxiv.org/abs/1902.00751. Behind each sublayer ψ of a block (of a Transformer:
@@ -54,7 +54,7 @@ class Houlsby(Strategy):
         Raises:
             PluginError: When a block of the backbone names no sites.
         """
-        adapters = patch_sites(self.backbone, self._patched, "houlsby")
+        adapters = patch_sites(self.backbone, self._patched, type(self).__name__)
         self.freeze(self.backbone, but=[*adapters, *layer_norms(self.backbone)])
 
     def _patched(self, site: nn.Module) -> Serial:

@@ -11,9 +11,9 @@ leaves out the dilation of a Conv1d, and finds no way with NextItNet's own convo
 package acts on weights instead of layers and so fits all blocks.
 
 Differences from PEFT's own use: by default every linear and convolutional layer of the blocks is adapted. All that was
-there before rests in evaluation mode, dropout off; PEFT's own dropout is on in training. Methods that share parameters
-between layers (vera, vblora, …), put tokens before the sequence (prompt-tuning, …) or take part in the training loop
-(adalora) don't fit in.
+there before is frozen, in evaluation mode, dropout off; PEFT's own dropout is on in training. Methods that share
+parameters between layers (vera, vblora, …), put tokens before the sequence (prompt-tuning, …) or take part in the
+training loop (adalora) don't fit in.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch import nn
 
 from finetune_kit.backbone import Backbone
-from finetune_kit.errors import OptionError, PluginError, did_you_mean
+from finetune_kit.errors import OptionError, PluginError, did_you_mean, one_line
 from finetune_kit.options import Options
 from finetune_kit.strategy import Strategy
 from ftkit_adapters.probe import find_fault
@@ -83,7 +83,7 @@ class Peft(Strategy):
                 _peft().inject_adapter_in_model(config, self.backbone.blocks)
             fault = find_fault(self.backbone, _merged)
         except Exception as error:  # PEFT may raise anything
-            fault = f"it fails with {type(error).__name__}: {_one_line(error)}"
+            fault = f"it fails with {one_line(error, with_type=True)}"
         if fault is not None:
             raise PluginError(
                 f"PEFT's {method} does not work on the blocks of {name}: {fault}; "
@@ -162,7 +162,7 @@ def _config(config_class: type[Any], given: dict[str, Any], layers: list[str]) -
     try:
         return config_class(target_modules="|".join(map(re.escape, layers)), **values)
     except (TypeError, ValueError) as error:
-        raise OptionError(f"strategy.config does not fit {config_class.__name__}: {_one_line(error)}") from error
+        raise OptionError(f"strategy.config does not fit {config_class.__name__}: {one_line(error)}") from error
 
 
 def _config_class(method: str) -> type[Any]:
@@ -184,10 +184,6 @@ def _config_class(method: str) -> type[Any]:
             f"{did_you_mean(method, methods)} Those are: {', '.join(sorted(methods))}"
         )
     return methods[method]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")
 
 
 def _merged(backbone: Backbone) -> Backbone:

@@ -8,6 +8,7 @@ evaluation takes another path than training. All of these show in what the backb
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -15,8 +16,11 @@ from torch import Tensor, nn
 
 from finetune_kit.backbone import Backbone
 from finetune_kit.seeding import generator, seeded
+from finetune_kit.tryout import made_up_sequence, relative_difference
 
 NUM_USERS, MAX_LENGTH, LEARNING_RATE = 4, 9, 0.05
+TOLERANCE = 1e-5
+"""How much of the largest value is rounding; what is tried out must have a larger effect."""
 
 
 def find_fault(backbone: Backbone, merged: Callable[[Backbone], Backbone]) -> str | None:
@@ -27,19 +31,18 @@ def find_fault(backbone: Backbone, merged: Callable[[Backbone], Backbone]) -> st
         merged: From a trained copy to a plain backbone that computes the same.
     """
     backbone, random = copy.deepcopy(backbone).eval(), generator(0, "probe")
-    size = (NUM_USERS, min(backbone.max_length, MAX_LENGTH))
-    sequence = torch.randint(1, backbone.num_items + 1, size, generator=random)
-    resting = {name: tensor.detach().clone() for name, tensor in _frozen(backbone)}
+    sequence = made_up_sequence(NUM_USERS, min(backbone.max_length, MAX_LENGTH), backbone.num_items, random)
+    frozen_before = {name: tensor.detach().clone() for name, tensor in _frozen(backbone)}
     with seeded(0, "probe"):
         before = backbone(sequence)
         if not before.requires_grad:
             return "nothing of it takes part in the computation"
         if idle := _take_a_step(backbone, before, torch.randn(before.shape, generator=random)):
             return f"{idle} takes no part in the computation"
-        in_training = backbone(sequence).detach()
+        with_gradients = backbone(sequence).detach()
         with torch.no_grad():
-            fault = _fault_of_outputs(backbone, merged, sequence, before.detach(), in_training)
-    changed = [name for name, tensor in _frozen(backbone) if not torch.equal(tensor, resting[name])]
+            fault = _fault_of_outputs(backbone, merged, sequence, before.detach(), with_gradients)
+    changed = [name for name, tensor in _frozen(backbone) if not torch.equal(tensor, frozen_before[name])]
     return f"it changes {changed[0]}, which is frozen" if fault is None and changed else fault
 
 
@@ -58,25 +61,23 @@ def _take_a_step(backbone: Backbone, hidden: Tensor, direction: Tensor) -> str |
 
 
 def _fault_of_outputs(
-    backbone: Backbone, merged: Callable[[Backbone], Backbone], sequence: Tensor, before: Tensor, in_training: Tensor
+    backbone: Backbone, merged: Callable[[Backbone], Backbone], sequence: Tensor, before: Tensor, with_gradients: Tensor
 ) -> str | None:
     """Return what is wrong with what a trained backbone computes of item ids ``(users, length)``, or None."""
     after = backbone(sequence)
-    effect = _distance(before, in_training)
-    tolerance = 1e-5 * max(1.0, before.abs().max().item())
-    if not effect > tolerance:  # so written that what is no number is refused too
+    effect = relative_difference(before, with_gradients, at_least=1.0)
+    if math.isinf(effect):
+        return "it computes what is no number"
+    if effect <= TOLERANCE:
         return "it has no effect"
-    tolerance = max(tolerance, 1e-2 * effect)
-    if not _distance(after, in_training) <= tolerance:
-        return "in evaluation the backbone computes something else than in training"
-    if not _distance(merged(backbone)(sequence), after) <= tolerance:
+    tolerance = max(TOLERANCE, 1e-2 * effect)
+    if relative_difference(with_gradients, after, at_least=1.0) > tolerance:
+        return "without gradients the backbone computes something else than with them"
+    if relative_difference(after, merged(backbone)(sequence), at_least=1.0) > tolerance:
         return "merged into the weights it computes something else"
     changed = sequence.clone()
     changed[:, -1] = changed[:, -1] % backbone.num_items + 1
-    if backbone.is_causal and not _distance(backbone(changed)[:, :-1], after[:, :-1]) <= tolerance:
+    earlier = [hidden[:, :-1] for hidden in (after, backbone(changed))]
+    if backbone.is_causal and relative_difference(*earlier, at_least=1.0) > tolerance:
         return "with it, positions see later ones"
     return None
-
-
-def _distance(one: Tensor, other: Tensor) -> float:
-    return (one - other).abs().max().item()

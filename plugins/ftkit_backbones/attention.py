@@ -42,7 +42,8 @@ class AttentionOptions(Options):
     num_heads: int = Field(2, ge=1)
     """Attention heads; they share the width, which they must divide."""
     dropout: float = Field(0.2, ge=0, lt=1)
-    """Share of what embedding, attention and feed-forward networks put out that is dropped in training."""
+    """Share that is dropped in training of what embedding, attention and feed-forward networks put out, and of the
+    attention's weights."""
 
     @model_validator(mode="after")
     def _check_heads(self) -> AttentionOptions:
@@ -127,8 +128,8 @@ class AttentionBackbone(Backbone):
 
     def prepare(self, sequence: Tensor) -> AttentionContext:
         """Return the padding mask, and who may look at whom, of item ids ``(users, length)``."""
-        mask = super().prepare(sequence).mask
-        return AttentionContext(mask, visible_positions(sequence, is_causal=self.is_causal))
+        visible = visible_positions(sequence, is_causal=self.is_causal)
+        return AttentionContext(self.item_mask(sequence), visible)
 
     def positions(self, sequence: Tensor) -> Tensor:
         """Return the position embeddings, ``(length, dim)``, of item ids ``(users, length)``."""

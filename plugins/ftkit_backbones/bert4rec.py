@@ -72,7 +72,7 @@ class Bert4Rec(AttentionBackbone):
         self.blocks = nn.ModuleList(Bert4RecBlock(own.dim, own.num_heads, own.dropout) for _ in range(own.num_blocks))
         for part in self.blocks.modules():
             if isinstance(part, nn.Linear):
-                nn.init.trunc_normal_(part.weight, std=0.02)
+                nn.init.trunc_normal_(part.weight, std=0.02, a=-0.02, b=0.02)
                 nn.init.zeros_(part.bias)
 
     def embed(self, sequence: Tensor) -> Tensor:

@@ -27,11 +27,15 @@ is what the paper found best).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from finetune_kit.backbone import Backbone, Context, normal_embedding
+from finetune_kit.layers import rolled
 from finetune_kit.options import Options
 
 
@@ -59,8 +63,21 @@ class Recurrence(nn.GRU):
     def forward(self, input: Tensor) -> Tensor:  # pyrefly: ignore[bad-override]  # without the last state
         """Return the states h_1 … h_n, the shape of ``input`` ``(users, length, dim)``."""
         # cuDNN has no backward pass in evaluation mode, in which a layer that a strategy froze stays.
-        with torch.backends.cudnn.flags(enabled=self.training or not torch.is_grad_enabled()):
+        if self.training or not torch.is_grad_enabled():
             return super().forward(input)[0]
+        with _without_cudnn():
+            return super().forward(input)[0]
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """Turn cuDNN off for as long as this lasts; torch's own ``cudnn.flags`` would reset all its other flags."""
+    was_enabled = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = was_enabled
 
 
 class Gru4RecBlock(nn.Module):
@@ -106,13 +123,3 @@ class Gru4Rec(Backbone):
     def embed(self, sequence: Tensor) -> Tensor:
         """Return E_0, ``(users, length, dim)``, of item ids ``(users, length)``; zeros at padding."""
         return self.dropout(self.look_up(sequence)) * (sequence != 0).unsqueeze(-1)
-
-
-def rolled(hidden: Tensor, shift: Tensor) -> Tensor:
-    """Return hidden states ``(users, length, dim)``, each user's moved to the left by ``shift`` ``(users,)``.
-
-    What is moved out at one end comes in at the other; a negative shift moves to the right.
-    """
-    length = hidden.shape[1]
-    source = (torch.arange(length, device=hidden.device) + shift.unsqueeze(1)) % length  # (users, length)
-    return hidden.gather(1, source.unsqueeze(-1).expand_as(hidden))

@@ -30,7 +30,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from finetune_kit.errors import OptionError, PluginError, did_you_mean
+from finetune_kit.errors import OptionError, PluginError, did_you_mean, one_line
 from finetune_kit.options import Options
 from finetune_kit.wrapping import WrappedBackbone
 from ftkit_backbones.attention import refuse_heads_that_do_not_divide, visible_positions
@@ -174,8 +174,7 @@ def make_config(num_items: int, max_length: int, options: HuggingFaceOptions) ->
     try:
         return config_class(**decided, **{**default, **options.config})
     except Exception as error:  # the configuration class checks types and more, each by an error of its own
-        reason = " ".join(str(error).split())
-        raise OptionError(f"config does not fit {config_class.__name__}: {reason}") from error
+        raise OptionError(f"config does not fit {config_class.__name__}: {one_line(error)}") from error
 
 
 def refuse_other_fields(config_class: Any, given: Mapping[str, Any], decided: Mapping[str, Any]) -> None:

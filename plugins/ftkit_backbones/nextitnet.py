@@ -24,7 +24,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from finetune_kit.backbone import Backbone, Context, normal_embedding
+from finetune_kit.backbone import Backbone, normal_embedding
 from finetune_kit.layers import DilatedBlock
 from finetune_kit.options import Options
 
@@ -60,6 +60,6 @@ class NextItNet(Backbone):
             for k in range(self.options.num_blocks)
         )
 
-    def prepare(self, sequence: Tensor) -> Context:
+    def item_mask(self, sequence: Tensor) -> Tensor | None:
         """Return the padding mask of item ids ``(users, length)``, or none with ``mask_padding=false``."""
-        return super().prepare(sequence) if self.options.mask_padding else Context(mask=None)
+        return super().item_mask(sequence) if self.options.mask_padding else None

@@ -2,24 +2,26 @@
 
 Kang, McAuley: *Self-Attentive Sequential Recommendation*, ICDM 2018, https://arxiv.org/abs/1808.09781.
 
-    E_0 = Dropout(M + P)
+    E_0 = Dropout(√dim M + P)
     S_l = E_{l−1} + Dropout(SA(LN1(E_{l−1})))
     E_l = S_l + Dropout(FFN(LN2(S_l))),  FFN(X) = ReLU(X W_1 + b_1) W_2 + b_2
+    E   = LN(E_L)
 
 | symbol | attribute | shape |
 | --- | --- | --- |
 | M | ``item_embedding`` | (num_items + 1, dim) |
 | P | ``position_embedding`` | (max_length, dim) |
 | SA | ``blocks[l − 1].attention`` (`attention.py`) | (users, length, dim) → same |
+| LN | ``norm`` | (users, length, dim) → same |
 | W_1, W_2 | first and last of ``blocks[l − 1].feed_forward`` | (dim, dim) |
 
 Differences from the paper: its heads are not mixed by a matrix W^O, here they are, as in the Transformer (a site for
 patches is there). It pads every sequence to one length and numbers positions from the front, so that the latest item
 has always the same; here it has always 0, whatever the length (`attention.py`), which is the same. It shares M with
-the output layer; here that is one of its own, as of all backbones. As in the authors' code M is multiplied by √dim and
-a last LayerNorm follows the blocks. Unlike theirs, LayerNorm acts on keys and values too, and what is added around it
-is E_{l−1} itself, as the equations say. Linear maps start from PyTorch's default. Sizes default to NextItNet's here
-(``dim=50 num_blocks=2 num_heads=1`` is the paper's).
+the output layer; here that is one of its own, as of all backbones. The factor √dim and the
+last LayerNorm are those of the authors' code. Unlike theirs, LayerNorm acts on keys and values too, and what is added
+around it is E_{l−1} itself, as the equations say. Linear maps start from PyTorch's default. Sizes default to
+NextItNet's here (``dim=50 num_blocks=2 num_heads=1`` is the paper's).
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class PeterRec(Strategy):
             raise OptionError(
                 f"strategy.train_norms = True, but the blocks of {name} have no LayerNorm; set it to false"
             )
-        adapters = patch_sites(self.backbone, self._patched, "PeterRec")
+        adapters = patch_sites(self.backbone, self._patched, type(self).__name__)
         self.freeze(self.backbone, but=[*adapters, *(norms if self.options.train_norms else [])])
 
     def _patched(self, site: nn.Module) -> PatchedSite:

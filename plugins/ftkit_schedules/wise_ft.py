@@ -27,21 +27,15 @@ buffers that are no floating-point numbers are those of θ¹.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from finetune_kit.backbone import Backbone
 from finetune_kit.data.batch import Batch
 from finetune_kit.options import Options
 from finetune_kit.strategy import Encoded, Strategy
 from ftkit_schedules.snapshot import Snapshot
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class WiseFtOptions(Options):
@@ -61,15 +55,22 @@ class WiseFt(Strategy):
     def build(self) -> None:
         """Remember the pre-trained weights; everything trains."""
         self.pretrained = Snapshot(self.backbone)
-        self._merged: list[Backbone] = []  # what evaluation uses, if it was needed yet; in a list, so not a submodule
+        self._merged: tuple[list[object], Backbone] | None = None  # of which θ¹, and θ; in a tuple it is no submodule
 
     def encode(self, batch: Batch) -> Encoded:
         """Return the user vectors ``(users, dim)`` of θ¹ in training and of θ in evaluation."""
         if self.training:
+            self._merged = None  # a step may follow, and the fused optimisers don't count theirs in `_version`
             return super().encode(batch)
-        if not self._merged:
-            self._merged.append(self.merged_backbone())
-        return Encoded(self._merged[0].user_vectors(batch.sequence, pooling=self.pooling))
+        return Encoded(self._interpolated().user_vectors(batch.sequence, pooling=self.pooling))
+
+    def _interpolated(self) -> Backbone:
+        """Return θ, computed once and again only when some tensor of θ¹ is another one or was written to."""
+        tuned = self.backbone.state_dict().values()
+        state: list[object] = [(tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in tuned]
+        if self._merged is None or self._merged[0] != state:
+            self._merged = (state, self.merged_backbone())
+        return self._merged[1]
 
     @torch.no_grad()
     def merged_backbone(self) -> Backbone:
@@ -80,20 +81,3 @@ class WiseFt(Strategy):
             if tensor.is_floating_point():
                 torch.lerp(self.pretrained[name], tuned[name], self.options.alpha, out=tensor)  # exact at α = 0 and 1
         return merged
-
-    # θ is computed once per evaluation, and again after whatever may have changed θ¹
-
-    def train(self, mode: bool = True) -> Self:
-        """Switch between training and evaluation."""
-        self._merged.clear()
-        return super().train(mode)
-
-    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
-        """Load θ¹ and the head."""
-        self._merged.clear()
-        super().load_trained_state(state)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move to a device or a type; torch calls it for all of `to`, `cuda`, `double` and the like."""
-        self._merged.clear()
-        return super()._apply(fn, recurse)

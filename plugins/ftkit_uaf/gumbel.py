@@ -37,6 +37,13 @@ class GumbelOptions(LearnedPolicyOptions):
     """At evaluation: the likelier action, an action drawn once per user, or the probability itself as a soft gate."""
 
 
+def idle_gumbel_options(options: GumbelOptions) -> dict[str, str]:
+    """Return which of the options have no effect, and why."""
+    if options.final_temperature is None:
+        return {"annealing_epochs": "the temperature stays, as strategy.final_temperature is not set"}
+    return {}
+
+
 def temperature_of(options: GumbelOptions, epoch: int) -> float:
     """Return τ in an epoch, counted from 1: a function of the epoch alone, so that an interrupted run goes on alike."""
     first, last = options.temperature, options.final_temperature

@@ -34,7 +34,7 @@ from finetune_kit.policy import make_policy
 from finetune_kit.strategy import Encoded, Strategy
 from ftkit_uaf.branches import add_tuned_branches
 from ftkit_uaf.collapse import collapse_loss
-from ftkit_uaf.gumbel import GumbelOptions, choose_actions, temperature_of
+from ftkit_uaf.gumbel import GumbelOptions, choose_actions, idle_gumbel_options, temperature_of
 
 
 class UafHardOptions(GumbelOptions):
@@ -52,6 +52,11 @@ class UafHard(Strategy):
     Options = UafHardOptions
     evaluation_options = frozenset({"evaluation"})
     options: UafHardOptions
+
+    @classmethod
+    def idle_options(cls, options: UafHardOptions) -> dict[str, str]:
+        """Return which of the options have no effect, and why."""
+        return idle_gumbel_options(options)
 
     def build(self) -> None:
         """Give each block a trainable copy and add the policy; at first both branches compute the same."""

@@ -23,7 +23,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from finetune_kit.backbone import Backbone, Context
+from finetune_kit.backbone import Backbone, Context, padding_mask
 from finetune_kit.layers import DilatedBlock
 from finetune_kit.options import Options
 from finetune_kit.policy import Policy
@@ -51,7 +51,7 @@ class ConvPolicy(Policy):
 
     def forward(self, sequence: Tensor) -> Tensor:
         """Return logits ``(users, blocks, outputs)`` of item ids ``(users, length)``."""
-        mask = (sequence != 0).unsqueeze(-1).to(self.item_embedding.weight.dtype)  # (users, length, 1)
+        mask = padding_mask(sequence, self.item_embedding.weight.dtype)  # (users, length, 1)
         context = Context(mask if self.options.mask_padding else None)
         hidden = as_computed(self.item_embedding(sequence))  # (users, length, dim)
         for block in self.blocks:

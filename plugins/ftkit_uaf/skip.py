@@ -26,10 +26,10 @@ Training computes both branches for everybody, what was not chosen without a gra
 its output. Evaluation computes each branch for those users alone that go through it (`mixture.py`).
 
 Differences from the papers: as in BlockDrop, and unlike in SkipNet, all decisions of a user come at once and from the
-input. All three also learn by reward; here there is Gumbel-softmax alone. The price is linear in the share
-of blocks, and its default ours. ``initial_skip`` is ours: a constant lowers the logit of skipping, so that nobody skips
-a block before training, unless a policy starts out with an output that outweighs it. ``entropy_weight`` and
-``information_weight`` (`collapse.py`) see the choice between fine-tuned and not.
+input. BlockDrop learns by reward alone, the others by it too; here there is Gumbel-softmax alone. The price is linear
+in the share of blocks, and its default ours. ``initial_skip`` is ours: a constant lowers the logit of skipping, so that
+nobody skips a block before training, unless a policy starts out with an output that outweighs it. ``entropy_weight``
+and ``information_weight`` (`collapse.py`) see the choice between fine-tuned and not.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from finetune_kit.positions import at_steps
 from finetune_kit.strategy import Encoded, Strategy
 from ftkit_uaf.branches import TwoBranchBlock, add_tuned_branches
 from ftkit_uaf.collapse import collapse_loss
-from ftkit_uaf.gumbel import GumbelOptions, choose_actions, temperature_of
+from ftkit_uaf.gumbel import GumbelOptions, choose_actions, idle_gumbel_options, temperature_of
 
 
 class SkipOptions(GumbelOptions):
@@ -92,6 +92,11 @@ class Skip(Strategy):
     Options = SkipOptions
     evaluation_options = frozenset({"evaluation"})
     options: SkipOptions
+
+    @classmethod
+    def idle_options(cls, options: SkipOptions) -> dict[str, str]:
+        """Return which of the options have no effect, and why."""
+        return idle_gumbel_options(options)
 
     def build(self) -> None:
         """Give each block a trainable copy and add the policy; at first both branches compute the same."""

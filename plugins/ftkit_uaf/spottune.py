@@ -49,7 +49,7 @@ from finetune_kit.policy import make_policy
 from finetune_kit.strategy import Encoded, Strategy
 from ftkit_uaf.branches import add_tuned_branches
 from ftkit_uaf.collapse import collapse_loss
-from ftkit_uaf.gumbel import GumbelOptions, choose_actions, temperature_of
+from ftkit_uaf.gumbel import GumbelOptions, choose_actions, idle_gumbel_options, temperature_of
 
 RECENT = 0.1
 """Weight of the newest batch in the running mean of the shares."""
@@ -76,6 +76,14 @@ class SpotTune(Strategy):
     options: SpotTuneOptions
     shares: Tensor
 
+    @classmethod
+    def idle_options(cls, options: SpotTuneOptions) -> dict[str, str]:
+        """Return which of the options have no effect, and why."""
+        idle = idle_gumbel_options(options)
+        if options.k is None:
+            idle |= dict.fromkeys(("lambda_1", "lambda_2"), "L_k and L_e join the loss only where strategy.k is set")
+        return idle
+
     def build(self) -> None:
         """Give each block a trainable copy and add the policy; at first both branches compute the same.
 
@@ -101,11 +109,13 @@ class SpotTune(Strategy):
     def encode(self, batch: Batch) -> Encoded:
         """Return user vectors ``(users, dim)`` with each user's gates applied."""
         log_probabilities = self.policy(batch.sequence).log_softmax(dim=-1)  # (users, blocks, 2)
+        probabilities = log_probabilities[..., 0].exp()  # (users, blocks)
         gates = choose_actions(self, batch, log_probabilities, self.temperature)[..., 0]  # (users, blocks)
         if self.options.k is not None and not self.training:
-            gates = gates * largest(self.shares, self.options.k).to(gates.dtype)
+            is_open = largest(self.shares, self.options.k).to(gates.dtype)  # (blocks,)
+            gates, probabilities = gates * is_open, probabilities * is_open
         vectors = self.backbone.user_vectors(batch.sequence, gates, pooling=self.pooling)
-        return Encoded(vectors, gates, log_probabilities[..., 0].exp())
+        return Encoded(vectors, gates, probabilities)
 
     def loss(self, batch: Batch, encoded: Encoded) -> Tensor:
         """Return the task's loss, plus λ_1 L_k + λ_2 L_e where k is set, and the terms against collapse."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from finetune_kit.errors import OptionError
 from finetune_kit.options import resolve
 from finetune_kit.testing import BackboneContract, random_sequence, random_windows, randomise, sequences
+from ftkit_backbones import attention
 from ftkit_backbones.attention import AttentionOptions
 from ftkit_backbones.bert4rec import Bert4Rec
 
@@ -100,7 +101,8 @@ def test_weights_start_small() -> None:
     linear = [part for part in backbone.blocks.modules() if isinstance(part, nn.Linear)]
     assert len(linear) == 6
     for part in linear:
-        assert part.weight.std().item() == pytest.approx(0.02, rel=0.15)
+        assert part.weight.abs().max() <= 0.02
+        assert part.weight.std().item() == pytest.approx(0.0108, rel=0.15)  # of N(0, 0.02²) within one deviation
         assert not part.bias.any()
 
 
@@ -114,3 +116,12 @@ def test_it_learns_what_stands_at_a_hidden_place_from_both_sides() -> None:
 def test_wrong_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(OptionError, match=next(iter(options))):
         small(**options)
+
+
+def test_the_mean_of_positions_takes_no_second_table_of_who_may_look_at_whom(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables, visible_positions = [], attention.visible_positions
+    monkeypatch.setattr(
+        attention, "visible_positions", lambda *args, **how: tables.append(1) or visible_positions(*args, **how)
+    )
+    Bert4Rec(NUM_ITEMS, LENGTH).user_vectors(random_sequence(3, LENGTH, NUM_ITEMS), pooling="mean")
+    assert len(tables) == 1

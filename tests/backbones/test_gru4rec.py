@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from finetune_kit.errors import OptionError
 from finetune_kit.options import resolve
 from finetune_kit.testing import BackboneContract, random_sequence, randomise, sequences
-from ftkit_backbones.gru4rec import Gru4Rec, Gru4RecOptions, Recurrence, rolled
+from ftkit_backbones.gru4rec import Gru4Rec, Gru4RecOptions, Recurrence
 
 
 class TestGru4Rec(BackboneContract):
@@ -52,11 +52,21 @@ def test_the_equations_by_hand() -> None:
     assert recurrence(torch.ones(1, 2, 1)).flatten().tolist() == pytest.approx([first, second], abs=1e-6)
 
 
-def test_rolling_to_the_left_and_back() -> None:
-    hidden = torch.tensor([[[0.0], [1.0], [2.0]], [[0.0], [0.0], [3.0]]])
-    shift = torch.tensor([1, 2])
-    assert rolled(hidden, shift).squeeze(-1).tolist() == [[1, 2, 0], [3, 0, 0]]
-    assert torch.equal(rolled(rolled(hidden, shift), -shift), hidden)
+def test_a_frozen_layer_on_cuda_would_keep_all_flags_of_cudnn_but_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    cudnn, seen = torch.backends.cudnn, []
+    names = ("enabled", "deterministic", "benchmark", "allow_tf32")
+    forward = nn.GRU.forward
+    monkeypatch.setattr(
+        nn.GRU, "forward", lambda *args: seen.append([getattr(cudnn, name) for name in names]) or forward(*args)
+    )
+    before = [getattr(cudnn, name) for name in names]
+    for set_to in (True, False):
+        with cudnn.flags(enabled=True, deterministic=set_to, benchmark=set_to, allow_tf32=set_to):
+            recurrence = Recurrence(2).eval()
+            recurrence(torch.ones(1, 2, 2))
+            recurrence.train()(torch.ones(1, 2, 2))
+        assert seen[-2:] == [[False, *3 * [set_to]], [True, *3 * [set_to]]]
+    assert [getattr(cudnn, name) for name in names] == before
 
 
 def test_padding_keeps_zeros_and_has_finite_gradients() -> None:

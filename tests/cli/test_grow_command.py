@@ -25,13 +25,14 @@ def datasets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("datasets")
     make(folder / "small", SMALL, FEW, users=40)
     make(folder / "large", LARGE, MANY, users=60)
+    make(folder / "half", SMALL, MANY, users=20)
     make(folder / "strange", ("x", "y", "z"), FEW, users=30)
     return folder
 
 
 @pytest.fixture
 def here(ftkit, datasets, tmp_path):
-    for name in ("small", "large", "strange"):
+    for name in ("small", "large", "half", "strange"):
         (tmp_path / name).symlink_to(datasets / name)
     return ftkit
 
@@ -81,6 +82,28 @@ def test_what_was_trained_on_or_measured_on_stays_so_and_only_new_instances_are_
         f"{len(after) - len(common)} are split anew\n"
     ) in done.err
     assert {after[pair] for pair in after.keys() - common} == {"train", "valid", "test"}
+
+
+def test_a_merged_grown_run_is_measured_on_what_the_run_was(here):
+    ftkit, old = here, run(here, "finetune-all")
+    assert ftkit("finetune", "--from", old, "--data", "large", "--seed", "3", "--output", "grown").code == 0
+    assert ftkit("merge", "grown", "--output", "merged").code == 0
+    measured, again = (ftkit("evaluate", folder, "--json").json for folder in ("grown", "merged"))
+    for key in ("instances", "valid", "test", "references"):
+        assert again[key] == measured[key]
+
+
+def test_what_was_trained_on_is_not_measured_on_after_a_dataset_that_lacked_it(here):
+    ftkit, old = here, run(here, "finetune-all")
+    before = parts(old, Dataset.open("small"))
+    assert ftkit("finetune", "--from", old, "--data", "half", "--output", "two").code == 0
+    assert ftkit("merge", "two", "--output", "merged").code == 0
+    origins = {"two": [], "merged": ["--strategy", "finetune-cls", "--epochs", "1"]}
+    for origin, more in origins.items():
+        done = ftkit("finetune", "--from", origin, "--data", "large", *more, "--seed", "5", "--output", f"of-{origin}")
+        assert done.code == 0, done.err
+        after = parts(f"of-{origin}", Dataset.open("large"))
+        assert all(after[pair] == part for pair, part in before.items() if pair in after)
 
 
 def test_another_strategy_starts_on_the_grown_backbone(here):

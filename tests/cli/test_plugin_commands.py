@@ -3,6 +3,7 @@ import subprocess
 import sys
 import time
 from importlib.metadata import EntryPoint, entry_points
+from itertools import product
 
 import pytest
 
@@ -74,6 +75,20 @@ def test_a_name_that_is_none_is_refused(tmp_path, name):
     assert not (tmp_path / "project").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *product(["encoded", "batch", "item-task"], TEMPLATE_KINDS),
+        ("tensor", "backbone"),
+        ("path", "dataset"),
+    ],
+)
+def test_a_name_whose_class_would_hide_what_is_imported_is_refused(tmp_path, name, kind):
+    with pytest.raises(OptionError, match=f"its class would be called .*; use another, e.g. my-{name}"):
+        write_plugin(tmp_path / "project", name, kind)
+    assert not (tmp_path / "project").exists()
+
+
 def test_a_name_that_is_too_long_is_refused(tmp_path):
     with pytest.raises(OptionError, match="has 25 characters; use at most 24"):
         write_plugin(tmp_path / "project", "x" * 25)
@@ -93,6 +108,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path):
         (["nextitnet", "--kind", "backbone"], "a backbone named 'nextitnet' is installed already"),
         (["uaf"], "a plugin named 'uaf' is installed already"),
         (["mine", "--kind", "tracker"], "no kind of plugin named 'tracker'"),
+        (["a.b"], "'a.b' can't name a plugin; use small letters"),
     ],
 )
 def test_a_new_plugin_may_not_take_what_is_there(ftkit, tmp_path, arguments, message):
@@ -139,6 +155,9 @@ def ftkit_strategies():
         Component("plain", "No strategy", f"{__name__}:Plain"),
         Component("bare", "Undocumented option", f"{__name__}:Bare"),
         Component("preset", "Unknown preset", f"{__name__}:Bare", {"rnk": 2}),
+        Component("value", "A preset that does not fit", f"{__name__}:Bare", {"rank": "two"}),
+        Component("variant", "Variants that do not fit", f"{__name__}:Bare", {}, {"paper": {"rnk": 1}, "papr": {}}),
+        Component("paper", "A value that does not fit", f"{__name__}:Bare", {}, {"paper": {"rank": "two"}}),
         Component("exits", "Ends the program", "ends_the_program:Exits"),
     ]
 """
@@ -171,6 +190,10 @@ def test_every_fault_is_said(plant):
     assert faults["plain"] == f"{entry.value}:Plain is no subclass of finetune_kit.Strategy"
     assert faults["bare"] == "option 'rank' lacks its docstring"
     assert "options that it does not have: rnk" in faults["preset"]
+    assert "its preset does not fit: strategy.rank = 'two': " in faults["value"]
+    assert "its variant 'paper' sets options that it does not have: rnk" in faults["variant"]
+    assert "its variant 'papr' is no --preset; those are none, paper, authors" in faults["variant"]
+    assert "its variant 'paper' does not fit: strategy.rank = 'two': " in faults["paper"]
     assert "loading ends_the_program:Exits failed: SystemExit: 0" in faults["exits"]
 
 

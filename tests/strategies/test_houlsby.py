@@ -66,7 +66,7 @@ def test_norms_outside_of_the_blocks_stay_frozen() -> None:
 
 
 def test_blocks_without_sites_are_refused_with_what_would_do() -> None:
-    with pytest.raises(PluginError, match=r"houlsby puts .* block 0 of GruBackbone names none; use a backbone whose"):
+    with pytest.raises(PluginError, match=r"Houlsby puts .* block 0 of GruBackbone names none; use a backbone that"):
         build(GruBackbone(20, 12))
 
 

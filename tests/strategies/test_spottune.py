@@ -126,7 +126,10 @@ def test_at_evaluation_nobody_is_fine_tuned_outside_of_k_blocks(
     free, bound = build(evaluation=evaluation).eval(), build(k=k, evaluation=evaluation).eval()
     bound.shares.copy_(torch.tensor(shares))
     chosen = largest(bound.shares, k)
-    found = gates(bound, batch)
+    found, probabilities = gates(bound, batch), bound.encode(batch).probabilities
+    assert probabilities is not None
+    assert not probabilities[:, ~chosen].any()
+    assert (probabilities[:, chosen] > 0).all()
     assert chosen.sum() == k
     assert not found[:, ~chosen].any()
     assert torch.equal(found[:, chosen], gates(free, batch)[:, chosen])  # within them the policy decides per user

@@ -53,8 +53,8 @@ def build(backbone: Backbone | None = None, **options: object) -> WiseFt:
 
 
 def train(strategy: Strategy, steps: int = 3) -> float:
-    """Train on one batch; return the loss in evaluation mode."""
-    batch, optimizer = random_batch(8), torch.optim.Adam(strategy.parameters(), 0.02)
+    """Train on one batch, as the loop does; return the loss in evaluation mode."""
+    batch, optimizer = random_batch(8), torch.optim.Adam(strategy.parameters(), 0.02, fused=True)
     torch.manual_seed(1)  # dropout
     strategy.train()
     for _ in range(steps):
@@ -167,6 +167,11 @@ def test_evaluation_follows_whatever_changes_the_weights_and_computes_them_once(
     assert not torch.equal(vectors(), start)
     strategy.load_trained_state(state)
     assert torch.equal(vectors(), start)
+    strategy.load_state_dict({name: tensor + 1.0 for name, tensor in strategy.state_dict().items()})
+    assert not torch.equal(vectors(), start)
+    with torch.no_grad():
+        strategy.backbone.blocks[0].mix.here.weight.mul_(2)
+    vectors()
     assert strategy.to(torch.float64) is strategy
     assert vectors().dtype == torch.float64
 

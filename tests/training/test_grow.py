@@ -6,13 +6,14 @@ import torch
 from torch import nn
 
 from finetune_kit.checkpoint import load_model
+from finetune_kit.data.earlier import SPLIT, Earlier
 from finetune_kit.data.labelled import for_task
 from finetune_kit.errors import CheckpointError, DataError
 from finetune_kit.plugins import installed
 from finetune_kit.progress import Progress
 from finetune_kit.strategy import Encoded
 from finetune_kit.training.assemble import build_strategy, load_base
-from finetune_kit.training.grow import Growth
+from finetune_kit.training.grow import Growth, earlier_parts
 from ftkit_baselines.finetune import FinetuneAll
 from growing import FEW, LARGE, MANY, SMALL, configured, made_base, made_run, make
 
@@ -86,6 +87,23 @@ def test_a_grown_backbone_is_made_once_and_is_the_old_one_where_the_items_are(sm
     assert Growth(config, small, small).grow_base(base, tmp_path / "bases") == base
     other = dataclasses.replace(config, run=config.run.model_copy(update={"seed": 1}))
     assert Growth(other, small, large).grow_base(base, tmp_path / "bases") != folder
+
+
+def test_a_grown_backbone_with_parts_is_reused_for_the_same_dataset_and_task_alone(small, large, tmp_path):
+    """Its split.parquet is in the ids of one dataset; another one may have the same source items."""
+    config = configured("finetune-cls")
+    base = made_base(tmp_path / "base", config, small)
+    whole = Earlier(small.target.user, small.target.item, np.zeros(len(small.target.user), dtype=np.int64))
+    whole.write(base, SPLIT)
+    other = make(tmp_path / "large", LARGE, ("r", "q", "n", "p"), users=20, first=5)
+    assert (other.name, other.source_items_hash) == (large.name, large.source_items_hash)
+    folders = [Growth(config, small, new).grow_base(base, tmp_path / "bases") for new in (large, other)]
+    for folder, new in zip(folders, (large, other), strict=True):
+        found, expected = Earlier.read(folder, SPLIT), earlier_parts(base, small, new)
+        assert found is not None
+        assert expected is not None
+        for name in ("user", "item", "part", "gone"):
+            assert np.array_equal(getattr(found, name), getattr(expected, name)), name
 
 
 def test_a_label_s_run_goes_on_with_more_classes(small, large, tmp_path):

@@ -156,8 +156,7 @@ def test_fewer_epochs_than_the_schedule_has_is_said() -> None:
     for probing in (1, 2, 3):
         fit(line(probing), (0.1, 0.2), progress=Told())
     assert lines == [
-        f"finetune: epochs = 2, but it is only after {probing} epochs that everything trains; give more to get beyond "
-        "the schedule"
+        f"warning: finetune.epochs = 2, but everything trains only after {probing} epochs; set epochs above {probing}"
         for probing in (2, 3)
     ]
 
@@ -256,3 +255,14 @@ def test_a_checkpoint_of_other_data_is_refused_naming_both(tmp_path: Path) -> No
     other = loop(line(), epochs=3, checkpoint=checkpoint, bound_to={"dataset": "new"})
     with pytest.raises(CheckpointError, match=r"belongs to another dataset old, now new; delete it"):
         other.fit(Rows(), dict, resume=True)
+
+
+def test_a_checkpoint_that_was_bound_to_more_or_to_less_is_refused_naming_what(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "state.safetensors"
+    script = values(0.1, 0.2)
+    bound_to = {"dataset": "one", "start": "run"}
+    loop(line(), epochs=2, checkpoint=checkpoint, bound_to=bound_to).fit(Rows(), lambda: next(script))
+    for now, said in (({"dataset": "one"}, "start run, now none"), ({**bound_to, "base": "b"}, "base none, now b")):
+        other = loop(line(), epochs=3, checkpoint=checkpoint, bound_to=now)
+        with pytest.raises(CheckpointError, match=f"belongs to another {said}; delete it"):
+            other.fit(Rows(), dict, resume=True)

@@ -82,4 +82,7 @@ def test_any_two_vocabularies_are_matched_by_raw_id(old, new):
     assert [new[index - 1] if index else None for index in translated[1:]] == [
         raw if raw in new else None for raw in old
     ]
-    assert str(matched) == f"{matched.known} known, {len(new) - matched.known} new, {len(old) - matched.known} gone"
+    assert (
+        str(matched)
+        == f"{matched.num_known} known, {len(new) - matched.num_known} new, {len(old) - matched.num_known} gone"
+    )

@@ -186,8 +186,8 @@ def test_a_pretrained_backbone_is_reused_until_something_that_decides_it_changes
         {"pretrain": {"learning_rate": 0.5}},
         {"data": {"max_length": 6}},
     ]
-    others = {runner(dataset, **change)._pretrain_key() for change in changes}
-    assert len(others | {made._pretrain_key()}) == 5
+    runners = [made, *(runner(dataset, **change) for change in changes)]
+    assert len({json.dumps(one._decides_pretrained(), sort_keys=True) for one in runners}) == 5
 
 
 def test_a_base_that_was_not_finished_is_not_reused(dataset: Dataset, tmp_path: Path) -> None:

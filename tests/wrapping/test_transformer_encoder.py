@@ -10,13 +10,13 @@ from foreign_models import DIM, MAX_LENGTH, NUM_ITEMS, Encoder, WrappedEncoder
 from torch import Tensor, nn
 
 from finetune_kit.backbone import Backbone
+from finetune_kit.layers import rolled
 from finetune_kit.plugins import installed
 from finetune_kit.strategy import Strategy
 from finetune_kit.task import ItemTask
 from finetune_kit.testing import BackboneContract, StrategyContract, random_batch, random_sequence, randomise
 from finetune_kit.testing.backbone_contract import MAX_LENGTH as CONTRACT_LENGTH
 from finetune_kit.wrapping import wrap
-from finetune_kit.wrapping.calls import rolled
 from ftkit_baselines.peterrec import Adapter
 
 

@@ -24,9 +24,9 @@ import finetune_kit
 from finetune_kit.backbone import Backbone
 from finetune_kit.errors import CheckpointError
 from finetune_kit.files import write_tensors
+from finetune_kit.layers import rolled
 from finetune_kit.testing import BackboneContract, random_sequence, random_windows, randomise
 from finetune_kit.wrapping import WrappedBackbone, wrap
-from finetune_kit.wrapping.calls import rolled
 
 STYLES = [Foreign, MaskPerUser, KeywordHidden, Rotated, Tupled, TwoStacks]
 
@@ -289,3 +289,15 @@ def test_blocks_may_be_fewer_than_the_model_has() -> None:
     backbone.blocks = backbone.blocks[:1]
     hidden, context = backbone.start(sequence)
     assert torch.equal(backbone(sequence), backbone.finish(backbone.blocks[0](hidden, context), context))
+
+
+@pytest.mark.parametrize("frozen", ["", "blocks.1", "norm"])
+def test_a_model_that_was_frozen_is_wrapped_and_stays_frozen(frozen: str) -> None:
+    module = model(Foreign)
+    module.get_submodule(frozen).requires_grad_(False)
+    backbone, free = wrapped(module), wrapped(model(Foreign))
+    assert backbone.state_dict().keys() == free.state_dict().keys()
+    trains = {backbone._own_name(name): weight.requires_grad for name, weight in module.named_parameters()}
+    found = {name: weight.requires_grad for name, weight in backbone.named_parameters()}
+    assert found.items() <= trains.items()
+    assert not all(found.values())

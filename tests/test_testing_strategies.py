@@ -1,4 +1,4 @@
-"""The contracts can fail: each planted mistake breaks the promise that it should."""
+"""The contract of strategies can fail: each planted mistake breaks the promise that it should."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -7,27 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
 from torch import Tensor, nn
 
 from finetune_kit import losses
 from finetune_kit.backbone import Backbone, Context
 from finetune_kit.data.batch import Batch
-from finetune_kit.errors import OptionError, PluginError
-from finetune_kit.policy import Policy
+from finetune_kit.errors import PluginError
 from finetune_kit.strategy import Encoded, Strategy
 from finetune_kit.task import Task
 from finetune_kit.testing import (
-    BackboneContract,
     BufferedBackbone,
     GlobalBackbone,
-    PolicyContract,
     StrategyContract,
     TinyBackbone,
-    backbones,
-    batches,
-    installed_backbone,
-    randomise,
     tiny_backbones,
 )
 from finetune_kit.testing.strategy_contract import item_task
@@ -360,114 +352,3 @@ def test_a_backbone_that_is_refused_by_name_is_tried_for_its_refusal_alone(tmp_p
     contract.backbones = [TinyBackbone]
     with pytest.raises(AssertionError, match="it refuses every backbone: NeedsGlobalBlocks needs"):
         contract.test_it_takes_one_of_the_backbones()
-
-
-class TestHeadOnInstalledBackbones(StrategyContract):
-    strategy = "finetune-cls"
-    backbones = (
-        installed_backbone("nextitnet", dim=8, num_blocks=2),
-        installed_backbone("nextitnet", dim=8, num_blocks=1, mask_padding=False),  # padding matters to it
-    )
-
-
-def test_an_installed_backbone_is_called_like_a_class() -> None:
-    made = installed_backbone("nextitnet", dim=6, num_blocks=3)
-    assert (made.__name__, made.is_causal) == ("nextitnet", True)
-    assert (made(20, 12).dim, len(made(20, 12).blocks), made(20, 12).max_length) == (6, 3, 12)
-    with pytest.raises(OptionError, match=r"no option backbone.dmi"):
-        installed_backbone("nextitnet", dmi=6)(20, 12)
-
-
-@settings(max_examples=30, deadline=None)
-@given(backbone=backbones(), batch=batches())
-def test_drawn_backbones_take_drawn_batches(backbone: Backbone, batch: Batch) -> None:
-    assert backbone.user_vectors(batch.sequence).shape == (len(batch.user), backbone.dim)
-    assert 2 <= backbone.dim <= 9
-    assert 1 <= len(backbone.blocks) <= 3
-    assert not backbone.training
-
-
-@settings(max_examples=10, deadline=None)
-@given(backbone=backbones(causal=False))
-def test_drawn_backbones_are_of_the_causality_asked_for(backbone: Backbone) -> None:
-    assert not backbone.is_causal
-
-
-class SeesTheNext(TinyBackbone):
-    def embed(self, sequence: Tensor) -> Tensor:
-        hidden = super().embed(sequence)
-        return hidden + hidden.roll(-1, dims=1)
-
-
-class LiesAboutReach(TinyBackbone):
-    def __init__(self, *args: object) -> None:
-        super().__init__(*args)
-        for block in self.blocks:
-            block.reach = 0
-
-
-class SeesPadding(TinyBackbone):
-    def prepare(self, sequence: Tensor) -> Context:
-        return Context(None)
-
-
-class MixesUsers(TinyBackbone):
-    def finish(self, hidden: Tensor, context: Context) -> Tensor:
-        return hidden - hidden.mean(dim=0)
-
-
-class MasksOnTheCpu(TinyBackbone):
-    def embed(self, sequence: Tensor) -> Tensor:
-        return super().embed(sequence) + torch.arange(sequence.shape[1]).unsqueeze(-1)
-
-
-@pytest.mark.parametrize(
-    ("planted", "promise"),
-    [
-        (SeesTheNext, "no_position_sees_a_later_one"),
-        (LiesAboutReach, "the_last_position_alone_is_the_same"),
-        (SeesPadding, "more_padding_changes_no_user"),
-        (MixesUsers, "users_do_not_influence_one_another"),
-        (MasksOnTheCpu, "an_accelerator_computes_the_same"),
-    ],
-)
-def test_a_planted_backbone_breaks_its_promise(planted: type[Backbone], promise: str) -> None:
-    class Contract(BackboneContract):
-        made: type[Backbone]
-
-        def make(self) -> Backbone:
-            return randomise(self.made(20, 16)).eval()
-
-    sound, broken = Contract(), Contract()
-    sound.made, broken.made = TinyBackbone, planted
-    getattr(sound, f"test_{promise}")()
-    with pytest.raises((AssertionError, RuntimeError)):
-        getattr(broken, f"test_{promise}")()
-
-
-class SharesItsEmbedding(Policy):
-    def __init__(self, backbone: Backbone, num_outputs: int) -> None:
-        super().__init__(backbone, num_outputs)
-        self.item_embedding = backbone.item_embedding
-        self.output = nn.Linear(backbone.dim, self.num_blocks * num_outputs)
-
-    def forward(self, sequence: Tensor) -> Tensor:
-        mean = self.item_embedding(sequence).mean(dim=1)  # over padding too
-        return self.output(mean - mean.mean(dim=0)).unflatten(-1, (self.num_blocks, self.num_outputs))
-
-
-@pytest.mark.parametrize(
-    "promise",
-    [
-        "it_shares_nothing_with_the_backbone",
-        "more_padding_changes_no_decision",
-        "users_do_not_influence_one_another",
-    ],
-)
-def test_a_planted_policy_breaks_its_promise(promise: str) -> None:
-    class Contract(PolicyContract):
-        def make(self, backbone: Backbone, num_outputs: int = 2) -> Policy:
-            return SharesItsEmbedding(backbone, num_outputs).eval()
-
-    with pytest.raises(AssertionError):
-        getattr(Contract(), f"test_{promise}")(TinyBackbone)
