@@ -57,24 +57,29 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, index: Sequence[int]) -> Tensor:
         """Return ``(users, len(index), dim)``."""
-        ctx.index, ctx.num_positions = index, hidden.shape[1]
-        return _taken(hidden, index)
+        places: list[list[int]] = [[] for _ in range(hidden.shape[1])]
+        for place, position in enumerate(index):
+            if position != NOWHERE:
+                places[position].append(place)
+        ctx.width = max(map(len, places))
+        back = [place for own in places for place in (*own, *[NOWHERE] * (ctx.width - len(own)))]
+        ctx.save_for_backward(_places(back, hidden))
+        return _taken(hidden, _places(index, hidden))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient of ``hidden``."""
-        places: list[list[int]] = [[] for _ in range(ctx.num_positions)]
-        for place, position in enumerate(ctx.index):
-            if position != NOWHERE:
-                places[position].append(place)
-        width = max(map(len, places))
-        index = [place for own in places for place in (*own, *[NOWHERE] * (width - len(own)))]
-        return _taken(gradients[0], index).unflatten(1, (-1, width)).sum(dim=2), None
+        (back,) = ctx.saved_tensors
+        return _taken(gradients[0], back).unflatten(1, (-1, ctx.width)).sum(dim=2), None
 
 
-def _taken(hidden: Tensor, index: Sequence[int]) -> Tensor:
-    padded = F.pad(hidden, (0, 0, 0, 1)) if NOWHERE in index else hidden  # NOWHERE is its last position
-    return padded.index_select(1, torch.tensor(index, device=hidden.device) % padded.shape[1])
+def _places(index: Sequence[int], hidden: Tensor) -> Tensor:
+    """Return an index in which 0 stands for `NOWHERE` and 1 for the first position, ``(len(index),)``."""
+    return torch.tensor(index, device=hidden.device) - NOWHERE
+
+
+def _taken(hidden: Tensor, places: Tensor) -> Tensor:
+    return F.pad(hidden, (0, 0, 1, 0)).index_select(1, places)
 
 
 class _SideBySide(torch.autograd.Function):
@@ -96,7 +101,7 @@ class _SideBySide(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient of ``hidden``."""
         copies = gradients[0].unflatten(2, (len(ctx.shifts), -1))  # (users, length, shifts, dim)
-        gradient = copies[:, :, -1].clone(memory_format=torch.contiguous_format)
+        gradient = copies[:, :, -1].contiguous()  # a copy, wherever something is added to it
         for k, shift in enumerate(ctx.shifts[:-1]):
             gradient[:, : max(copies.shape[1] - shift, 0)] += copies[:, shift:, k]
         return gradient, None

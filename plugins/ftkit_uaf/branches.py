@@ -52,7 +52,9 @@ class TwoBranchBlock(nn.Module):
 
     def mix(self, shares: Tensor, branches: Sequence[Branch], hidden: Tensor, context: Context) -> Tensor:
         """Return Σ_i z_i B_i(E) for shares ``(users, branches)``, computing no more than counts."""
-        return (whole_mixture if self._mixes_users else mixture)(shares, branches, hidden, context)
+        if self._mixes_users:
+            return whole_mixture(shares, branches, hidden, context)
+        return mixture(shares, branches, hidden, context, is_training=self.training)
 
 
 def add_tuned_branches(strategy: Strategy, kind: type[TwoBranchBlock] = TwoBranchBlock) -> None:

@@ -22,7 +22,9 @@ Branch = Callable[[Tensor, Context], Tensor]
 """From hidden states ``(users, length, dim)`` and a context to the same shape, or to the positions that it wants."""
 
 
-def mixture(shares: Tensor, branches: Sequence[Branch], hidden: Tensor, context: Context) -> Tensor:
+def mixture(
+    shares: Tensor, branches: Sequence[Branch], hidden: Tensor, context: Context, *, is_training: bool = False
+) -> Tensor:
     """Return Σ_i z_i B_i(E), ``(users, length, dim)``; hard shares cost one branch per user, and its gradient alone.
 
     Args:
@@ -30,9 +32,12 @@ def mixture(shares: Tensor, branches: Sequence[Branch], hidden: Tensor, context:
         branches: B_i; none of them mixes users.
         hidden: E, ``(users, length, dim)``.
         context: The batch's.
+        is_training: Give branches that nobody takes a gradient too, 0: without one, an optimizer would leave out their
+            momentum.
     """
     if not is_hard(shares):
-        return whole_mixture(shares, branches, hidden, context)
+        learns = is_training or shares.requires_grad
+        return (whole_mixture if learns else _mixture_of_shares)(shares, branches, hidden, context)
     taken = shares.detach().argmax(dim=1)  # (users,)
     counts = taken.bincount(minlength=len(branches)).tolist()
     users = taken.argsort(stable=True)  # those of one branch stand together
@@ -40,8 +45,7 @@ def mixture(shares: Tensor, branches: Sequence[Branch], hidden: Tensor, context:
     hidden = _Reordered.apply(hidden, users, back)
     parts = zip(branches, hidden.split(counts), users.split(counts), strict=True)
     output = torch.cat([branch(part, context.rows(row)) for branch, part, row in parts if len(row)])
-    if torch.is_grad_enabled() and not all(counts):
-        # A branch that nobody takes has a gradient too, 0: without one, an optimizer would leave out its momentum.
+    if is_training and not all(counts):
         first, row = hidden[:1].detach(), context.rows(users[:1])
         unused = [branch(first, row) for branch, count in zip(branches, counts, strict=True) if not count]
         output = output + sum(other[:0].sum() for other in unused)
@@ -62,6 +66,17 @@ def whole_mixture(shares: Tensor, branches: Sequence[Branch], hidden: Tensor, co
     weights = shares[:, :, None, None].unbind(dim=1)  # (users, 1, 1) each
     first, *others = (weight * branch(hidden, context) for weight, branch in zip(weights, branches, strict=True))
     return sum(others, first)
+
+
+def _mixture_of_shares(shares: Tensor, branches: Sequence[Branch], hidden: Tensor, context: Context) -> Tensor:
+    """Return the same with each branch computed for the users who have a share of it."""
+    users = [share.nonzero().squeeze(1) for share in shares.unbind(dim=1)]  # (some,) each
+    outputs = [
+        branch(hidden[some], context.rows(some)) for branch, some in zip(branches, users, strict=True) if len(some)
+    ]
+    weighted = [share[some, None, None] for share, some in zip(shares.unbind(dim=1), users, strict=True) if len(some)]
+    parts = torch.cat([weight * output for weight, output in zip(weighted, outputs, strict=True)])
+    return parts.new_zeros(len(hidden), *parts.shape[1:]).index_add(0, torch.cat(users), parts)
 
 
 @torch.no_grad()

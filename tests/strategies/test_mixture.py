@@ -58,7 +58,7 @@ def test_a_user_s_graph_goes_through_the_branch_taken_alone():
 
 def test_a_branch_that_nobody_takes_has_a_gradient_of_zero():
     shares, branches, hidden, context = case([0, 2, 2])
-    mixture(shares.detach(), branches, hidden, context).sum().backward()
+    mixture(shares.detach(), branches, hidden, context, is_training=True).sum().backward()
     assert branches[1].linear.weight.grad is not None
     assert not branches[1].linear.weight.grad.any()
 
