@@ -23,6 +23,7 @@ pytest.register_assert_rewrite(
     "finetune_kit.testing.backbone_contract",
     "finetune_kit.testing.dataset_contract",
     "finetune_kit.testing.policy_contract",
+    "finetune_kit.testing.refusals",
     "finetune_kit.testing.strategy_contract",
 )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,6 +27,7 @@ from finetune_kit.task import ItemTask, LabelTask, Task
 from finetune_kit.testing.backbones import randomise, tiny_backbones
 from finetune_kit.testing.batches import only_user, random_batch, with_sequence
 from finetune_kit.testing.frozen import cached_stages, frozen_tensors, is_frozen, leading_stages
+from finetune_kit.testing.refusals import assert_names, refusal_of
 
 NUM_ITEMS, NUM_TARGET_ITEMS, NUM_CLASSES, LENGTH, MAX_LENGTH = 20, 9, 3, 7, 12
 
@@ -63,7 +63,7 @@ class StrategyContract:
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Try every promise on every backbone that the strategy takes, and on the others how it refuses them."""
         if "backbone_class" in metafunc.fixturenames:
-            taken = [backbone for backbone in self.backbones if _refusal(type(self), backbone) is None]
+            taken = [backbone for backbone in self.backbones if refusal_of(type(self), backbone) is None]
             metafunc.parametrize("backbone_class", taken, ids=lambda backbone: backbone.__name__)
         if "any_backbone" in metafunc.fixturenames:
             metafunc.parametrize("any_backbone", self.backbones, ids=lambda backbone: backbone.__name__)
@@ -145,7 +145,7 @@ class StrategyContract:
         """A backbone that it can't use is refused in one line: strategy, backbone, and what would do."""
         message = self.refusal(any_backbone)
         if message is not None:
-            _assert_names(message, self.strategy_class(), self.make_backbone(any_backbone))
+            assert_names(message, self.strategy_class(), self.make_backbone(any_backbone))
             assert ";" in message, f"what would do? {message}"
 
     # What trains and what rests
@@ -366,7 +366,7 @@ class StrategyContract:
         try:
             merged = strategy.merged_backbone().eval()
         except PluginError as error:
-            _assert_names(str(error), type(strategy), self.make_backbone(backbone_class))
+            assert_names(str(error), type(strategy), self.make_backbone(backbone_class))
             return
         assert merged.state_dict().keys() == self.make_backbone(backbone_class).state_dict().keys()
         vectors = merged.user_vectors(batch.sequence, pooling=strategy.pooling)
@@ -389,22 +389,6 @@ class StrategyContract:
         assert found == pytest.approx(losses, abs=1e-4)
         torch.testing.assert_close(scores, _scores(on_cpu, batch), atol=1e-3, rtol=1e-3)
         assert torch.equal(scores, again)
-
-
-@cache
-def _refusal(contract: type[StrategyContract], backbone_class: Any) -> str | None:
-    """Return what `StrategyContract.refusal` says, or None where it breaks: then the tests shall show it."""
-    try:
-        return contract().refusal(backbone_class)
-    except Exception:
-        return None
-
-
-def _assert_names(message: str, strategy: type[Strategy], backbone: Backbone) -> None:
-    """Assert that a refusal is one line that names both who refuses and whom."""
-    assert "\n" not in message
-    for name in (strategy.__name__, type(backbone).__name__):
-        assert name.lower() in message.lower(), f"{name} is not named: {message}"
 
 
 @torch.no_grad()

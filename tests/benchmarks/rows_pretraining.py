@@ -24,7 +24,7 @@ def pretrain(size: Size, num_items: int) -> Row:
     step = _straight_step(size, num_items)
     rounds = min(3, size.rounds)
     turns = Turns(_windows(size, num_items), rounds, lambda: row.reference.append(seconds(step)))
-    row.ours, row.reference = take_steps(_ours(size, num_items), turns), row.reference[1:]
+    row.ours, row.reference = take_steps(_ours(size, num_items), turns, optimizer="lazy-adam"), row.reference[1:]
     # What was built here does not weigh on those: each is a process of its own.
     row.mebibytes = peak_of(name, "ours", size.name), peak_of(name, "straight", size.name)
     row.remarks = {"positions with an item to predict": int((_windows(size, num_items).labels != 0).sum())}
@@ -34,7 +34,7 @@ def pretrain(size: Size, num_items: int) -> Row:
 def take_two_steps(size: Size, num_items: int, who: str, then: Callable[[], None]) -> None:
     """Take two steps, ours or straight ones, and call something while all that they need is still there."""
     if who == "ours":
-        take_steps(_ours(size, num_items), Turns(_windows(size, num_items), 1, then))
+        take_steps(_ours(size, num_items), Turns(_windows(size, num_items), 1, then), optimizer="lazy-adam")
         return
     step = _straight_step(size, num_items)
     for _ in range(2):
@@ -47,7 +47,7 @@ def _windows(size: Size, num_items: int) -> Windows:
 
 
 def _ours(size: Size, num_items: int) -> NextItem:
-    """Return what `ftkit pretrain --set pretrain.loss=sampled-softmax` trains."""
+    """Return what `ftkit pretrain --set pretrain.loss=sampled-softmax` trains; here with lazy-adam."""
     backbone = build_backbone(size.step.config("finetune-all"), num_items)
     frequency = 1 / torch.arange(1, num_items + 1).float()
     return NextItem(backbone, frequency, size.num_negatives)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from finetune_kit.sections import Optimizer
 from finetune_kit.trainable import Trainable
 from finetune_kit.training.device import make_fabric
 from finetune_kit.training.loop import Loop
@@ -49,7 +50,7 @@ class Turns:
         return self.rounds + 1
 
 
-def take_steps(module: Trainable, turns: Turns, precision: str = "32") -> list[float]:
+def take_steps(module: Trainable, turns: Turns, precision: str = "32", optimizer: Optimizer = "adam") -> list[float]:
     """Let the training loop take the steps of one epoch; return the seconds of those that are timed."""
     loop = Loop(
         module,
@@ -59,6 +60,7 @@ def take_steps(module: Trainable, turns: Turns, precision: str = "32") -> list[f
         epochs=1,
         patience=0,
         monitor="value",
+        optimizer=optimizer,
     )
     loop.fit(turns, lambda: {"value": 0.0})
     return turns.seconds
