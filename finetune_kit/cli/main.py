@@ -75,7 +75,7 @@ _STATE = {"traceback": False}
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    from finetune_kit.errors import FinetuneKitError
+    from finetune_kit.errors import FinetuneKitError, one_line
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
@@ -96,7 +96,7 @@ def main() -> None:
         if hasattr(error, "format_message"):
             code = _explain_usage(error)
         elif (plugin := _plugin_at_fault(error)) and not _STATE["traceback"]:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = one_line(error, with_type=True)
             print(f"ftkit: the plugin {plugin!r} failed: {reason}; ftkit --traceback shows where", file=sys.stderr)
             code = 2
         else:

@@ -28,7 +28,7 @@ pytest.register_assert_rewrite(
 )
 
 from finetune_kit.testing.backbone_contract import BackboneContract  # noqa: E402  (after the line above)
-from finetune_kit.testing.backbones import (  # noqa: E402
+from finetune_kit.testing.backbones import (  # noqa: E402  (so are these)
     BufferedBackbone,
     GlobalBackbone,
     TinyBackbone,
@@ -36,7 +36,7 @@ from finetune_kit.testing.backbones import (  # noqa: E402
     randomise,
     tiny_backbones,
 )
-from finetune_kit.testing.batches import (  # noqa: E402
+from finetune_kit.testing.batches import (  # noqa: E402  (so are these)
     batches,
     random_batch,
     random_sequence,
@@ -44,10 +44,10 @@ from finetune_kit.testing.batches import (  # noqa: E402
     sequences,
     windows,
 )
-from finetune_kit.testing.dataset_contract import DatasetContract  # noqa: E402
-from finetune_kit.testing.installed_backbones import installed_backbone  # noqa: E402
-from finetune_kit.testing.policy_contract import PolicyContract  # noqa: E402
-from finetune_kit.testing.strategy_contract import StrategyContract  # noqa: E402
+from finetune_kit.testing.dataset_contract import DatasetContract  # noqa: E402  (so are these)
+from finetune_kit.testing.installed_backbones import installed_backbone  # noqa: E402  (so are these)
+from finetune_kit.testing.policy_contract import PolicyContract  # noqa: E402  (so are these)
+from finetune_kit.testing.strategy_contract import StrategyContract  # noqa: E402  (so are these)
 
 __all__ = [
     "BackboneContract",

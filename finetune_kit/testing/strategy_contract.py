@@ -271,9 +271,7 @@ class StrategyContract:
         expected = self._with_blocks(strategy, list(self.make_backbone(backbone_class).blocks))
         shut = torch.zeros(len(batch.user), len(strategy.backbone.blocks))
         found = strategy.backbone.user_vectors(batch.sequence, shut)
-        torch.testing.assert_close(
-            found, expected.user_vectors(batch.sequence), atol=1e-5, rtol=1e-5
-        )  # groups of users may round otherwise
+        torch.testing.assert_close(found, expected.user_vectors(batch.sequence), atol=1e-6, rtol=0)
 
     def test_gate_1_everywhere_is_the_fine_tuned_branch(self, backbone_class: type[Backbone]) -> None:
         """With every gate open, blocks compute what their branches compute, which training changed."""
@@ -283,7 +281,7 @@ class StrategyContract:
         expected = self._with_blocks(strategy, self.tuned_blocks(strategy)).user_vectors(batch.sequence)
         gates = torch.ones(len(batch.user), len(strategy.backbone.blocks))
         found = strategy.backbone.user_vectors(batch.sequence, gates)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)  # groups of users may round otherwise
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
         assert not torch.allclose(found, strategy.backbone.user_vectors(batch.sequence, 0 * gates), atol=1e-4)
 
     def _with_blocks(self, strategy: Strategy, blocks: list[nn.Module]) -> Backbone:

@@ -41,9 +41,8 @@ def build_backbone(config: Config, num_items: int) -> Backbone:
         except FinetuneKitError:
             raise
         except Exception as error:  # a third party's code may raise anything
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise PluginError(
-                f"{name!r} can't be built with backbone options {config.backbone}: {reason}; "
+                f"{name!r} can't be built with backbone options {config.backbone}: {one_line(error, with_type=True)}; "
                 "ftkit --traceback shows where"
             ) from error
 

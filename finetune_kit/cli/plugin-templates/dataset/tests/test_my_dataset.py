@@ -19,7 +19,7 @@ class TestMyDataset(DatasetContract):
 
     dataset = "my-dataset"
     sequences = {"ann": ["x", "y", "x"], "bob": ["z"]}  # noqa: RUF012  (nobody changes it)
-    targets = {"ann": ["p"], "bob": ["q", "p"]}  # noqa: RUF012
+    targets = {"ann": ["p"], "bob": ["q", "p"]}  # noqa: RUF012  (nor these)
 
     def bad_inputs(self, folder):
         """Yield options for a file with each of the bad lines, to be refused and to be dropped."""
