@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune_kit.backbone import Context
-from finetune_kit.positions import NOWHERE, as_computed, at_steps, gathered, side_by_side
+from finetune_kit.convolution import Tap, causal_convolution, norm_relu
+from finetune_kit.positions import as_computed, at_steps
 
 
 class CausalConv1d(nn.Conv1d):
@@ -36,7 +36,9 @@ class CausalConv1d(nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of ``(users, length, dim)``, the same shape."""
-        return self._product(side_by_side(as_computed(input), self.taps(0)))
+        length = input.shape[1]
+        shifts = [min(shift, length) for shift in self.taps(0)]
+        return self._convolved(input, [Tap(shift, range(length - shift)) for shift in shifts])
 
     def taps(self, step: int) -> list[int]:
         """Return where the inputs of one output stand, in steps before the last position, earliest first."""
@@ -51,20 +53,27 @@ class CausalConv1d(nn.Conv1d):
 
         Args:
             input: ``(users, positions, dim)``, zeros at padding.
-            stands: Where its positions stand, in steps before the last one; what is not among them is padding.
-            wanted: Where outputs are wanted, in the same steps.
+            stands: Where its positions stand, in steps before the last one, earliest first; what is not among them
+                stands before the sequence.
+            wanted: Where outputs are wanted, in the same steps, earliest first.
         """
         place = {step: position for position, step in enumerate(stands)}
-        index = [place.get(step, NOWHERE) for output in wanted for step in self.taps(output)]
-        taps = gathered(as_computed(input), index)  # (users, wanted · kernel, dim)
-        return self._product(taps.unflatten(1, (len(wanted), -1)).flatten(2))
+        taps = []
+        for steps in zip(*map(self.taps, wanted), strict=True):  # of one tap, for each output
+            places = [place[step] for step in steps if step in place]
+            taps.append(Tap(len(wanted) - len(places), places))
+        return self._convolved(input, taps)
 
-    def _product(self, taps: Tensor) -> Tensor:
-        """Return the sum over taps side by side, ``(users, positions, kernel · dim)`` → ``(users, positions, dim)``."""
-        # One matrix product over the taps side by side: on CPUs its backward pass is up to three times as
-        # fast as that of conv1d (tests/benchmarks/test_speed_of_layers.py).
-        kernel = self.weight.transpose(1, 2).flatten(1)  # (out, kernel · in)
-        return F.linear(taps, kernel, self.bias)
+    def _convolved(self, input: Tensor, taps: list[Tap]) -> Tensor:
+        return causal_convolution(as_computed(input), self.weight, self.bias, taps)
+
+
+class NormReLU(nn.LayerNorm):
+    """ReLU(LN(E)); parameters are those of `torch.nn.LayerNorm`."""
+
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the shape of ``input`` ``(users, positions, dim)``, zeros where ``mask`` ``(…, 1)`` is 0."""
+        return norm_relu(input, self.weight, self.bias, self.eps, mask)
 
 
 class DilatedBlock(nn.Module):
@@ -84,9 +93,9 @@ class DilatedBlock(nn.Module):
     def __init__(self, dim: int, dilation: int, kernel_size: int = 3) -> None:
         super().__init__()
         self.conv1: nn.Module = CausalConv1d(dim, dilation, kernel_size)
-        self.norm1 = nn.LayerNorm(dim, eps=1e-8)
+        self.norm1 = NormReLU(dim, eps=1e-8)
         self.conv2: nn.Module = CausalConv1d(dim, 2 * dilation, kernel_size)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-8)
+        self.norm2 = NormReLU(dim, eps=1e-8)
         self.reach = cast("CausalConv1d", self.conv1).reach + cast("CausalConv1d", self.conv2).reach
 
     def inputs_for(self, wanted: tuple[int, ...], length: int) -> tuple[int, ...] | None:
@@ -105,16 +114,16 @@ class DilatedBlock(nn.Module):
         """Return ``F(E)``, Eq. 2, for hidden states ``(users, length, dim)``."""
         if context.wanted is not None:
             return self._branch_at(hidden, context, context.given, context.wanted)
-        hidden = F.relu(self.norm1(self.conv1(context.masked(hidden))))
-        return F.relu(self.norm2(self.conv2(context.masked(hidden))))
+        hidden = self.norm1(self.conv1(context.masked(hidden)), context.mask)
+        return self.norm2(self.conv2(hidden))
 
     def _branch_at(self, hidden: Tensor, context: Context, given: tuple[int, ...], wanted: tuple[int, ...]) -> Tensor:
         """Return ``F(E)`` at single positions, ``(users, wanted, dim)``, of hidden states ``(users, given, dim)``."""
         conv1, conv2 = cast("CausalConv1d", self.conv1), cast("CausalConv1d", self.conv2)
         seen = {step for output in wanted for step in conv2.taps(output)}
         inner = tuple(step for step in given if step in seen)  # what is not given stands before the sequence
-        hidden = F.relu(self.norm1(conv1.at(context.at(given).masked(hidden), given, inner)))
-        return F.relu(self.norm2(conv2.at(context.at(inner).masked(hidden), inner, wanted)))
+        hidden = self.norm1(conv1.at(context.at(given).masked(hidden), given, inner), context.at(inner).mask)
+        return self.norm2(conv2.at(hidden, inner, wanted))
 
     def forward(self, hidden: Tensor, context: Context) -> Tensor:
         """Return ``F(E) + E``, Eq. 1, the shape of ``hidden`` ``(users, length, dim)``."""

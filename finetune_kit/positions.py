@@ -1,4 +1,4 @@
-"""Moving hidden states between positions, with gradients that move them back without adding up one by one.
+"""How hidden states lie in memory, and taking single positions or users of them.
 
 Autograd's own gradient of an index adds rows up singly, and that of a slice writes zeros everywhere first; in a network
 of small convolutions that costs more than the products do. All shapes are ``(users, positions, dim)``.
@@ -7,14 +7,15 @@ of small convolutions that costs more than the products do. All shapes are ``(us
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-NOWHERE = -1
-"""Stands for a position before the sequence, whose hidden state is zero."""
+
+def time_major(hidden: Tensor) -> Tensor:
+    """Return hidden states as ``(positions, users, dim)``, contiguous; a view where they already lie so in memory."""
+    return hidden.transpose(0, 1).contiguous()
 
 
 def at_steps(hidden: Tensor, stands: tuple[int, ...], steps: tuple[int, ...]) -> Tensor:
@@ -25,24 +26,35 @@ def at_steps(hidden: Tensor, stands: tuple[int, ...], steps: tuple[int, ...]) ->
         stands: Where they stand, earliest first.
         steps: Which of them to take, earliest first.
     """
+    if steps == stands:
+        return hidden
     if steps == stands[-len(steps) :]:
         return hidden[:, -len(steps) :]
-    return gathered(hidden, [stands.index(step) for step in steps])
+    return _AtPositions.apply(hidden, [stands.index(step) for step in steps])
 
 
-def gathered(hidden: Tensor, index: Sequence[int]) -> Tensor:
-    """Return the positions of an index, ``(users, len(index), dim)``, any of them more than once, or `NOWHERE`."""
-    return _Gathered.apply(hidden, index)
+class Group(NamedTuple):
+    """Some of a batch's users."""
+
+    rows: Tensor
+    """Their rows, ``(rows,)`` int64; behind them, the last one may be repeated."""
+    count: int
+    """How many users they are; further rows are there for the shape's sake, and nothing is kept of them."""
 
 
-def side_by_side(hidden: Tensor, shifts: Sequence[int]) -> Tensor:
-    """Return for each position the ones some steps before it, ``(users, positions, len(shifts) · dim)``.
+def parted(hidden: Tensor, groups: Sequence[Group]) -> Sequence[Tensor]:
+    """Return the hidden states of groups of users, ``(rows, positions, dim)`` each.
 
     Args:
-        hidden: ``(users, positions, dim)``; before the first stand zeros.
-        shifts: Steps back; the last is 0.
+        hidden: ``(users, positions, dim)``.
+        groups: Every user is in one of them.
     """
-    return _SideBySide.apply(hidden, shifts)
+    return _Parted.apply(hidden, groups)
+
+
+def joined(parts: Sequence[Tensor], groups: Sequence[Group]) -> Tensor:
+    """Return what `parted` took apart, ``(users, positions, dim)``."""
+    return _Joined.apply(groups, *parts)
 
 
 def as_computed(input: Tensor) -> Tensor:
@@ -51,57 +63,63 @@ def as_computed(input: Tensor) -> Tensor:
     return input.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else input
 
 
-class _Gathered(torch.autograd.Function):
-    """Takes positions; the gradient of each is the sum over the places it was taken to, gathered likewise."""
-
+class _AtPositions(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, index: Sequence[int]) -> Tensor:
-        """Return ``(users, len(index), dim)``."""
-        places: list[list[int]] = [[] for _ in range(hidden.shape[1])]
-        for place, position in enumerate(index):
-            if position != NOWHERE:
-                places[position].append(place)
-        ctx.width = max(map(len, places))
-        back = [place for own in places for place in (*own, *[NOWHERE] * (ctx.width - len(own)))]
-        ctx.save_for_backward(_places(back, hidden))
-        return _taken(hidden, _places(index, hidden))
+    def forward(ctx: Any, hidden: Tensor, positions: Sequence[int]) -> Tensor:
+        ctx.positions, ctx.num_positions = positions, hidden.shape[1]
+        return torch.stack([hidden[:, position] for position in positions]).transpose(0, 1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient of ``hidden``."""
-        (back,) = ctx.saved_tensors
-        return _taken(gradients[0], back).unflatten(1, (-1, ctx.width)).sum(dim=2), None
+        of_positions = dict(zip(ctx.positions, gradients[0].unbind(dim=1), strict=True))
+        nothing = torch.zeros_like(gradients[0][:, 0])
+        parts = [of_positions.get(position, nothing) for position in range(ctx.num_positions)]
+        return torch.stack(parts).transpose(0, 1), None
 
 
-def _places(index: Sequence[int], hidden: Tensor) -> Tensor:
-    """Return an index in which 0 stands for `NOWHERE` and 1 for the first position, ``(len(index),)``."""
-    return torch.tensor(index, device=hidden.device) - NOWHERE
-
-
-def _taken(hidden: Tensor, places: Tensor) -> Tensor:
-    return F.pad(hidden, (0, 0, 1, 0)).index_select(1, places)
-
-
-class _SideBySide(torch.autograd.Function):
-    """Copies positions to where they are needed; the gradient adds the copies up in place."""
-
+class _Parted(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, shifts: Sequence[int]) -> Tensor:
-        """Return ``(users, length, shifts · dim)``."""
-        assert shifts[-1] == 0
-        ctx.shifts = shifts
-        users, length, dim = hidden.shape
-        copies = hidden.new_empty(users, length, len(shifts), dim)
-        for k, shift in enumerate(shifts):
-            copies[:, :shift, k] = 0
-            copies[:, shift:, k] = hidden[:, : max(length - shift, 0)]
-        return copies.flatten(2)
+    def forward(ctx: Any, hidden: Tensor, groups: Sequence[Group]) -> tuple[Tensor, ...]:
+        ctx.groups = groups
+        return tuple(_part(hidden, group) for group in groups)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient of ``hidden``."""
-        copies = gradients[0].unflatten(2, (len(ctx.shifts), -1))  # (users, length, shifts, dim)
-        gradient = copies[:, :, -1].contiguous()  # a copy, wherever something is added to it
-        for k, shift in enumerate(ctx.shifts[:-1]):
-            gradient[:, : max(copies.shape[1] - shift, 0)] += copies[:, shift:, k]
-        return gradient, None
+        return _join(gradients, ctx.groups), None
+
+
+class _Joined(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, groups: Sequence[Group], *parts: Tensor) -> Tensor:
+        ctx.groups = groups
+        return _join(parts, groups)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        parts = [_part(gradients[0], group) for group in ctx.groups]
+        for part, group in zip(parts, ctx.groups, strict=True):
+            part[group.count :] = 0
+        return None, *parts
+
+
+def _part(hidden: Tensor, group: Group) -> Tensor:
+    if _is_time_major(hidden):
+        return hidden.transpose(0, 1).index_select(1, group.rows).transpose(0, 1)
+    return hidden.index_select(0, group.rows)
+
+
+def _join(parts: Sequence[Tensor], groups: Sequence[Group]) -> Tensor:
+    """Return the parts in one tensor, time-major where the largest of them is."""
+    users, largest = sum(group.count for group in groups), max(parts, key=len)
+    _, *sizes = largest.shape
+    if _is_time_major(largest):
+        result = largest.new_empty(sizes[0], users, *sizes[1:]).transpose(0, 1)
+    else:
+        result = largest.new_empty(users, *sizes)
+    for part, group in zip(parts, groups, strict=True):
+        result.index_copy_(0, group.rows[: group.count], part[: group.count])
+    return result
+
+
+def _is_time_major(hidden: Tensor) -> bool:
+    return not hidden.is_contiguous() and hidden.transpose(0, 1).is_contiguous()

@@ -60,6 +60,10 @@ class NextItNet(Backbone):
             for k in range(self.options.num_blocks)
         )
 
+    def embed(self, sequence: Tensor) -> Tensor:
+        """Return item embeddings ``(users, length, dim)``, in memory as the convolutions want them."""
+        return self.look_up(sequence.T).transpose(0, 1)
+
     def item_mask(self, sequence: Tensor) -> Tensor | None:
         """Return the padding mask of item ids ``(users, length)``, or none with ``mask_padding=false``."""
         return super().item_mask(sequence) if self.options.mask_padding else None

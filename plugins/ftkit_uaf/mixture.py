@@ -17,9 +17,13 @@ import torch
 from torch import Tensor
 
 from finetune_kit.backbone import Context
+from finetune_kit.positions import Group, joined, parted
 
 Branch = Callable[[Tensor, Context], Tensor]
 """From hidden states ``(users, length, dim)`` and a context to the same shape, or to the positions that it wants."""
+
+EVEN = 16
+"""Rows of a group are a multiple of it, where it matters."""
 
 
 def mixture(
@@ -40,19 +44,19 @@ def mixture(
         return (whole_mixture if learns else _mixture_of_shares)(shares, branches, hidden, context)
     taken = shares.detach().argmax(dim=1)  # (users,)
     counts = taken.bincount(minlength=len(branches)).tolist()
-    users = taken.argsort(stable=True)  # those of one branch stand together
-    back = users.argsort()
-    hidden = _Reordered.apply(hidden, users, back)
-    parts = zip(branches, hidden.split(counts), users.split(counts), strict=True)
-    output = torch.cat([branch(part, context.rows(row)) for branch, part, row in parts if len(row)])
-    if is_training and not all(counts):
-        first, row = hidden[:1].detach(), context.rows(users[:1])
+    rows = taken.argsort(stable=True).split(counts)
+    used = [own for own, count in enumerate(counts) if count]
+    groups = [Group(_evened(rows[own], hidden), counts[own]) for own in used]
+    outputs = [
+        _output_of_group(own, branches, part, context.rows(group.rows), shares[group.rows])
+        for own, part, group in zip(used, parted(hidden, groups), groups, strict=True)
+    ]
+    output = joined(outputs, groups)
+    if is_training and len(used) < len(branches):
+        first, row = hidden[:1].detach(), context.rows(rows[used[0]][:1])
         unused = [branch(first, row) for branch, count in zip(branches, counts, strict=True) if not count]
         output = output + sum(other[:0].sum() for other in unused)
-    if shares.requires_grad and torch.is_grad_enabled():
-        others = _others(branches, hidden, users, counts, context, output[:0])
-        output = _HardMixture.apply(output, shares[users], counts, *others)
-    return _Reordered.apply(output, back, users)
+    return output
 
 
 def is_hard(shares: Tensor) -> bool:
@@ -79,65 +83,49 @@ def _mixture_of_shares(shares: Tensor, branches: Sequence[Branch], hidden: Tenso
     return parts.new_zeros(len(hidden), *parts.shape[1:]).index_add(0, torch.cat(users), parts)
 
 
-@torch.no_grad()
-def _others(
-    branches: Sequence[Branch],
-    hidden: Tensor,
-    users: Tensor,
-    counts: Sequence[int],
-    context: Context,
-    nobody: Tensor,
-) -> list[Tensor]:
-    """Return each branch's output for the users who do not take it, in the order of ``hidden``; or ``nobody``'s."""
-    outputs, start = [], 0
-    for branch, count in zip(branches, counts, strict=True):
-        rest, rows = (_without(part, start, count) for part in (hidden, users))
-        outputs.append(branch(rest, context.rows(rows)) if len(rows) else nobody)
-        start += count
-    return outputs
+def _evened(rows: Tensor, hidden: Tensor) -> Tensor:
+    """Return rows of users ``(group,)``; in half precision on CPUs so many that shapes repeat, the last row again.
+
+    There a library makes a kernel for every new shape of a product, which takes longer than the product does.
+    """
+    if hidden.device.type != "cpu" or hidden.dtype == torch.float32:
+        return rows
+    return torch.cat([rows, rows[-1:].expand(-len(rows) % EVEN)])
 
 
-def _without(tensor: Tensor, start: int, count: int) -> Tensor:
-    """Return a tensor without ``count`` rows from ``start`` on."""
-    before, after = tensor[:start], tensor[start + count :]
-    return torch.cat([before, after]) if len(before) and len(after) else after if len(after) else before
+def _output_of_group(own: int, branches: Sequence[Branch], hidden: Tensor, context: Context, shares: Tensor) -> Tensor:
+    """Return the output of the users who take one branch, ``(group, length, dim)``.
 
-
-class _Reordered(torch.autograd.Function):
-    """Puts users into another order; its gradient puts them back, which is faster than adding rows up."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, order: Tensor, back: Tensor) -> Tensor:
-        """Return the rows of ``hidden`` in an order; ``back`` is the inverse of ``order``."""
-        ctx.save_for_backward(order, back)
-        return hidden.index_select(0, order)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient of ``hidden``."""
-        return gradients[0].index_select(0, ctx.saved_tensors[1]), None, None
+    Args:
+        own: Which branch they take.
+        branches: B_i.
+        hidden: E of these users, ``(group, length, dim)``.
+        context: Theirs.
+        shares: z of theirs, ``(group, branches)``; learn from all branches, if they learn.
+    """
+    output = branches[own](hidden, context)
+    if not (shares.requires_grad and torch.is_grad_enabled()):
+        return output
+    with torch.no_grad():
+        others = [branch(hidden, context) for i, branch in enumerate(branches) if i != own]
+    return _HardMixture.apply(output, shares, own, *others)
 
 
 class _HardMixture(torch.autograd.Function):
-    """Passes the outputs of the branches taken on, and gives the shares their gradient ``⟨∂L/∂E_l, B_i(E_{l−1})⟩``."""
+    """Passes the output of the branch taken on, and gives the shares their gradient ``⟨∂L/∂E_l, B_i(E_{l−1})⟩``."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, shares: Tensor, counts: Sequence[int], *others: Tensor) -> Tensor:
-        """Return ``output`` as it is; ``others`` are those of `_others`."""
-        ctx.save_for_backward(output, *others)
-        ctx.counts, ctx.dtype = counts, shares.dtype
+    def forward(ctx: Any, output: Tensor, shares: Tensor, own: int, *others: Tensor) -> Tensor:
+        """Return ``output`` as it is; ``others`` are those of the other branches, in their order."""
+        ctx.save_for_backward(*others[:own], output, *others[own:])
+        ctx.dtype = shares.dtype
         return output.view_as(output)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of ``output`` and ``shares``."""
-        (gradient,), (output, *others) = gradients, ctx.saved_tensors
-        own, start, columns = _inner_product(gradient, output, ctx.dtype), 0, []
-        for count, other in zip(ctx.counts, others, strict=True):
-            rest = _inner_product(_without(gradient, start, count), other, ctx.dtype)
-            columns.append(torch.cat([rest[:start], own[start : start + count], rest[start:]]))
-            start += count
-        return gradient, torch.stack(columns, dim=1), None, *(None for _ in others)
+        of_shares = [_inner_product(gradients[0], output, ctx.dtype) for output in ctx.saved_tensors]
+        return gradients[0], torch.stack(of_shares, dim=1), *(None for _ in ctx.saved_tensors)
 
 
 def _inner_product(one: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:

@@ -53,7 +53,7 @@ class ConvPolicy(Policy):
         """Return logits ``(users, blocks, outputs)`` of item ids ``(users, length)``."""
         mask = padding_mask(sequence, self.item_embedding.weight.dtype)  # (users, length, 1)
         context = Context(mask if self.options.mask_padding else None)
-        hidden = as_computed(self.item_embedding(sequence))  # (users, length, dim)
+        hidden = as_computed(self.item_embedding(sequence.T).transpose(0, 1))  # (users, length, dim), time-major
         for block in self.blocks:
             hidden = block(hidden, context)
         if self.options.mask_padding:
