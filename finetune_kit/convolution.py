@@ -71,7 +71,7 @@ class _CausalConvolution(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
         states, weight = ctx.saved_tensors
         users, flat = states.shape[1], time_major(gradients[0]).flatten(0, 1)  # (outputs · users, out)
         of_input = of_weight = of_bias = None
@@ -138,7 +138,7 @@ class _NormRelu(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
         states, weight, bias, mean, rstd, output = ctx.saved_tensors
         # The output is 0 wherever ReLU or the mask let nothing through, so it tells both.
         passed = torch.ops.aten.threshold_backward(time_major(gradients[0]), output, 0)

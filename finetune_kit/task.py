@@ -89,9 +89,9 @@ class ItemTask(Task):
         vectors = vectors[batch.row]  # (instances, dim)
         if self._loss == "softmax":
             return F.cross_entropy(self.scores(vectors), batch.positive - 1)
-        positive = self.scores_of(vectors, batch.positive.unsqueeze(1)).squeeze(1)
-        negative = self.scores_of(vectors, batch.negative)
-        return _PAIRED[self._loss](positive, negative)
+        answers = torch.cat([batch.positive.unsqueeze(1), batch.negative], dim=1)  # (instances, 1 + negatives)
+        scores = self.scores_of(vectors, answers)
+        return _PAIRED[self._loss](scores[:, 0], scores[:, 1:])
 
 
 class LabelTask(Task):

@@ -17,6 +17,9 @@ from finetune_kit.data.folder import read_manifest
 from finetune_kit.data.vocabulary import read_vocabulary
 from finetune_kit.errors import DataError, one_line
 
+KEPT = 2**22
+"""Users × length up to which `Dataset.sequences` keeps all users' latest items in memory, 8 bytes each."""
+
 UNKNOWN = -1
 """The class of a user whose label is not known."""
 
@@ -128,7 +131,7 @@ class Dataset:
     @cached_property
     def source_items(self) -> np.ndarray:
         """All users' source items one after another, ``(num_events,)`` int32, memory-mapped."""
-        return np.load(self.path / ITEMS, mmap_mode="r")
+        return np.load(self.path / ITEMS, mmap_mode="r").view(np.ndarray)  # indexes faster than a memmap
 
     def sequences(self, users: np.ndarray, max_length: int, skip_latest: np.ndarray | int = 0) -> np.ndarray:
         """Return users' source sequences, left-padded with 0, the most recent items kept.
@@ -147,10 +150,22 @@ class Dataset:
         users = np.asarray(users, dtype=np.int64)
         if len(users) and not (users.min() >= 1 and users.max() <= self.num_users):
             raise DataError(f"users must be in [1, {self.num_users}], not {users.min()} to {users.max()}")
+        if isinstance(skip_latest, int) and not skip_latest and self.num_users * max_length <= KEPT:
+            if max_length not in self._latest:
+                self._latest[max_length] = self._cut(np.arange(1, self.num_users + 1), max_length, 0)
+            return self._latest[max_length][users - 1]
+        return self._cut(users, max_length, skip_latest)
+
+    def _cut(self, users: np.ndarray, max_length: int, skip_latest: np.ndarray | int) -> np.ndarray:
         begin, end = self._offsets[users - 1], self._offsets[users]
         place = (end - skip_latest)[:, None] + np.arange(-max_length, 0)  # (n, max_length)
         is_item = place >= begin[:, None]
         return np.where(is_item, self.source_items[np.where(is_item, place, 0)], 0).astype(np.int64)
+
+    @cached_property
+    def _latest(self) -> dict[int, np.ndarray]:
+        """All users' latest items, ``(num_users, max_length)``, by ``max_length``; for small datasets alone."""
+        return {}
 
     def raw_users(self) -> list[str]:
         """Return the users' raw ids by dense id - 1."""

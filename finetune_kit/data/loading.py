@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,10 +46,12 @@ class TargetBatches:
         order = self._order(generator)
         windows = self._source_batches(generator)
         for instances in self._cut(order):
-            positive = torch.from_numpy(self.dataset.target.item[instances])
-            negative = draw_negatives(positive, self.dataset.num_target_items, self.num_negatives, generator)
-            batch = make_batch(self.dataset, instances, self.max_length, negative)
-            yield replace(batch, source=next(windows))
+            batch = make_batch(self.dataset, instances, self.max_length)
+            batch.negative = draw_negatives(
+                batch.positive, self.dataset.num_target_items, self.num_negatives, generator
+            )
+            batch.source = next(windows)
+            yield batch
 
     def num_batches(self) -> int:
         """Return about how many batches an epoch has."""
@@ -84,15 +86,17 @@ class TargetBatches:
             start = end
 
 
-def make_batch(dataset: Dataset, instances: np.ndarray, max_length: int, negative: Tensor | None = None) -> Batch:
-    """Return the batch of given instances, each of their users in it once; without negatives for evaluation."""
-    user, row = np.unique(dataset.target.user[instances], return_inverse=True)
+def make_batch(dataset: Dataset, instances: np.ndarray, max_length: int) -> Batch:
+    """Return the batch of given instances, each of their users in it once, without negatives."""
+    of_instance = dataset.target.user[instances]
+    user = np.sort(of_instance)
+    user = user[np.append(True, user[1:] != user[:-1])]
     return Batch(
         user=torch.from_numpy(user),
         sequence=torch.from_numpy(dataset.sequences(user, max_length)),
-        row=torch.from_numpy(row.astype(np.int64)),
+        row=torch.from_numpy(np.searchsorted(user, of_instance)),
         positive=torch.from_numpy(dataset.target.item[instances]),
-        negative=torch.empty(len(instances), 0, dtype=torch.int64) if negative is None else negative,
+        negative=torch.empty(len(instances), 0, dtype=torch.int64),
     )
 
 

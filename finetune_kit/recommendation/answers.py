@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,3 +64,25 @@ def best(scores: Tensor, num: int) -> tuple[Tensor, Tensor]:
     columns = taken.nonzero()[:, 1].view(len(scores), num)  # ascending
     values, order = scores.gather(1, columns).sort(dim=1, descending=True, stable=True)
     return values, columns.gather(1, order)
+
+
+def in_few_digits(values: np.ndarray) -> np.ndarray:
+    """Return float32 numbers as float64 of the same shape, written with as few digits as tell them from their like.
+
+    0.1 is then 0.1, and not 0.10000000149011612.
+    """
+    result = values.astype(np.float64)
+    size = np.abs(result)
+    finite = (size > 1e-10) & (size < 1e10)  # beyond, powers of ten are not exact; nobody's scores are there
+    number, exact = result[finite], values[finite]
+    exponent = np.floor(np.log10(size[finite]))
+    short, is_found = number.copy(), np.zeros(len(number), dtype=bool)
+    for digits in range(6, 10):  # nine tell every float32; fewer than six come out of six, as zeros behind
+        places = digits - 1 - exponent
+        scale = 10.0 ** np.abs(places)
+        rounded = np.where(places >= 0, np.rint(number * scale) / scale, np.rint(number / scale) * scale)
+        fits = ~is_found & (rounded.astype(np.float32) == exact)
+        short[fits] = rounded[fits]
+        is_found |= fits
+    result[finite] = short
+    return result

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+
+SOME = 1024
+"""Items of a history that are looked up at once."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +52,18 @@ class Vocabularies:
         self._source, self._target, self._max_length = dense_ids(source), dense_ids(target), max_length
 
     def encode(self, user: str, items: Iterable[str]) -> History:
-        """Return the history of a user; holds no more of the items than the model takes."""
+        """Return the history of a user; holds little more of the items than the model takes."""
         latest: deque[int] = deque(maxlen=self._max_length)
         seen: set[int] = set()
         num_events = num_unknown = 0
-        for item in items:
-            num_events += 1
-            if (known := self._source.get(item)) is None:
-                num_unknown += 1
-            else:
-                latest.append(known)
-            if item in self._target:
-                seen.add(self._target[item])
+        items = iter(items)
+        while some := list(islice(items, SOME)):
+            known = list(map(self._source.get, some))
+            num_events += len(some)
+            num_unknown += known.count(None)
+            latest.extend(dense for dense in known if dense is not None)
+            if self._target:
+                seen.update(dense for dense in map(self._target.get, some) if dense is not None)
         return History(user, latest, num_events, num_unknown, frozenset(seen))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from finetune_kit.data.batch import Batch
 from finetune_kit.errors import CheckpointError, OptionError
-from finetune_kit.recommendation.answers import answers_of, best
+from finetune_kit.recommendation.answers import answers_of, best, in_few_digits
 from finetune_kit.recommendation.history import History, Vocabularies, dense_ids
 from finetune_kit.seeding import derive_seed
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from finetune_kit.training.assemble import Run
+
+
+Ranked = tuple[tuple[str, ...], tuple[float, ...]]
+"""Raw answers of a user, best first, and their scores."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Recommender:
             raise OptionError(f"--top {top} is too few; at least 1")
         self.top = min(top, len(self.answers.raw))
         self._run, self._fabric, self._remove_seen = run, fabric, remove_seen
+        self._raw_answers = np.array(self.answers.raw, dtype=object)
         self._max_length: int = run.config.data.max_length
         source, target = run.dataset.raw_source_items(), self.answers.raw if remove_seen and not separate_ids else []
         self.num_shared = len({*source}.intersection(target))
@@ -112,22 +117,21 @@ class Recommender:
     def _answer(self, histories: list[History]) -> list[Recommendation]:
         usable = [history for history in histories if history.fault is None]
         ranked = iter(self._rank(usable) if usable else [])
-        return [_recommendation(history, next(ranked) if history.fault is None else []) for history in histories]
+        nothing: Ranked = (), ()
+        return [_recommendation(history, *(nothing if history.fault else next(ranked))) for history in histories]
 
-    def _rank(self, histories: list[History]) -> list[list[tuple[str, float]]]:
-        """Return each user's answers and scores, best first."""
+    def _rank(self, histories: list[History]) -> Iterator[Ranked]:
+        """Yield each user's answers and scores, best first."""
         user = np.array([self._dense(history.user) for history in histories], dtype=np.int64)
         scores = self._scores(user, histories)  # (users, answers)
         if self._remove_seen:
             row, column = (torch.from_numpy(part).to(scores.device) for part in self._seen(user, histories))
             scores[row, column] = -torch.inf
         values, columns = (part.cpu().numpy() for part in best(scores, self.top))
-        raw = self.answers.raw
-        return [
-            # As text and back: as few digits as tell a float32.
-            [(raw[column], float(str(value))) for column, value in zip(*both, strict=True) if value > -np.inf]
-            for both in zip(columns, values, strict=True)
-        ]
+        num_ranked = (values > -np.inf).sum(axis=1).tolist()  # what is seen stands last
+        texts = self._raw_answers[columns].tolist()
+        for names, numbers, num in zip(texts, in_few_digits(values).tolist(), num_ranked, strict=True):
+            yield tuple(names[:num]), tuple(numbers[:num])
 
     def _dense(self, user: str) -> int:
         if (known := self._known_users.get(user)) is not None:
@@ -165,7 +169,6 @@ class Recommender:
         return np.repeat(np.arange(len(items)), [len(some) for some in items]), np.concatenate(items) - 1
 
 
-def _recommendation(history: History, ranked: list[tuple[str, float]]) -> Recommendation:
-    items, scores = tuple(item for item, _ in ranked), tuple(score for _, score in ranked)
-    note = None if ranked else history.fault or "all items are seen already"
+def _recommendation(history: History, items: tuple[str, ...], scores: tuple[float, ...]) -> Recommendation:
+    note = None if items else history.fault or "all items are seen already"
     return Recommendation(history.user, items, scores, note, history.num_events, history.num_unknown)

@@ -49,7 +49,7 @@ class LeadingStages:
     _num_stages: int = field(default=0, init=False)
     _version: tuple[tuple[int, int], ...] = field(default=(), init=False)
     _known: Tensor | None = field(default=None, init=False)
-    _order: Tensor = field(init=False)
+    _place: Tensor = field(init=False)
 
     def __enter__(self) -> Self:
         """Let the strategy ask."""
@@ -90,9 +90,11 @@ class LeadingStages:
             return None
         if self._known is None:
             self._known = self._compute(user.device)
-            self._order = torch.from_numpy(self.users).to(self._known.device)
-        place = torch.searchsorted(self._order, user.to(self._known.device))
-        return Leading(self._known[place].to(user.device), self._num_stages)
+            place = np.zeros(self.users[-1] + 1, dtype=np.int64)  # by user id
+            place[self.users] = np.arange(len(self.users))
+            self._place = torch.from_numpy(place).to(self._known.device)
+        place = self._place[user.to(self._known.device)]
+        return Leading(self._known.index_select(0, place).to(user.device), self._num_stages)
 
     @torch.no_grad()
     def _compute(self, device: torch.device) -> Tensor:

@@ -78,6 +78,10 @@ def straight_step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], 
     return step
 
 
+_IN_PLACE = {torch.ops.aten.addmm_: torch.ops.aten.addmm}
+"""What costs as much as another operation, of which alone PyTorch knows the cost."""
+
+
 class _Flops(TorchDispatchMode):
     """Adds up PyTorch's own formulas; its `FlopCounterMode` hooks modules too and trips over what runs without grad."""
 
@@ -88,7 +92,7 @@ class _Flops(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and count it if there is a formula."""
         output = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func.overloadpacket):
+        if formula := flop_registry.get(_IN_PLACE.get(func.overloadpacket, func.overloadpacket)):
             self.total += formula(*args, **(kwargs or {}), out_val=output)
         return output
 

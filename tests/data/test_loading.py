@@ -20,12 +20,12 @@ from finetune_kit.data.loading import (
 
 @dataclass
 class Memory:
-    """A dataset that never saw a disk; `Dataset.sequences` reads the two arrays."""
+    """A dataset that never saw a disk; `Dataset.sequences` reads two of its arrays."""
 
     histories: list[list[int]]
     target: Target
     num_target_items: int = 9
-    sequences = Dataset.sequences
+    sequences, _cut, _latest = Dataset.sequences, Dataset._cut, Dataset._latest
 
     @property
     def num_users(self) -> int:
