@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import Precision
+from lightning_fabric.strategies import SingleDeviceStrategy
 from safetensors import safe_open
 from torch import Tensor
 
@@ -107,6 +109,8 @@ class Loop:
         trained = [parameter for parameter in self.module.parameters() if self.module.trains(parameter)]
         adam = make_optimizer(self.optimizer, trained, self.learning_rate, self.weight_decay, self.fabric.device)
         module, optimizer = self.fabric.setup(self.module, adam)
+        if isinstance(self.fabric.strategy, SingleDeviceStrategy) and type(self._precision) is Precision:
+            module = self.module  # in one process and in float32 the wrapper does nothing, and takes its time for it
         if self.epochs <= self.module.schedule_epochs:
             self.progress.say(
                 f"warning: {self.stage}.epochs = {self.epochs}, but everything trains only after "
