@@ -9,7 +9,8 @@ CPUs that is up to twice as fast, forward and backward, as `torch.nn.functional.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -40,7 +41,9 @@ def causal_convolution(input: Tensor, weight: Tensor, bias: Tensor | None, taps:
     return _CausalConvolution.apply(input, weight, bias, taps)
 
 
-def norm_relu(input: Tensor, weight: Tensor, bias: Tensor, eps: float, mask: Tensor | None = None) -> Tensor:
+def norm_relu(
+    input: Tensor, weight: Tensor, bias: Tensor, eps: float, mask: Tensor | None = None, *, compiled: bool = False
+) -> Tensor:
     """Return ReLU(LN(E)), zero where a mask is zero, the shape of ``input`` ``(users, positions, dim)``, time-major.
 
     Args:
@@ -49,8 +52,9 @@ def norm_relu(input: Tensor, weight: Tensor, bias: Tensor, eps: float, mask: Ten
         bias: Its shift, ``(dim,)``.
         eps: Added to its variance.
         mask: ``(users, positions, 1)`` of 0 and 1.
+        compiled: Let `torch.compile` make one kernel of it, and one of its gradient.
     """
-    return _NormRelu.apply(input, weight, bias, eps, mask)
+    return _NormRelu.apply(input, weight, bias, eps, mask, compiled)
 
 
 class _CausalConvolution(torch.autograd.Function):
@@ -132,25 +136,74 @@ def _is_stretch(places: Sequence[int]) -> bool:
 
 class _NormRelu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, eps: float, mask: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, eps: float, mask: Tensor | None, compiled: bool
+    ) -> Tensor:
         states = time_major(input)  # (positions, users, dim)
-        if states.device.type != "cpu":  # there alone may weights be more precise than states
-            weight, bias = weight.to(states.dtype), bias.to(states.dtype)
+        ctx.shape, ctx.compiled = states.shape, compiled
+        states, weight, bias = states.flatten(0, 1), weight.detach(), bias.detach()
+        passed = None if mask is None else mask.transpose(0, 1).to(states.dtype).reshape(-1, 1)
+        normed = _compiled(_normed) if compiled else _normed_by_library
         with torch.autocast(states.device.type, enabled=False):
-            output, mean, rstd = torch.native_layer_norm(states, weight.shape, weight, bias, eps)
-        output.relu_()
-        if mask is not None:
-            output.mul_(mask.transpose(0, 1).to(output.dtype))
+            output, mean, rstd = normed(states, weight, bias, eps, passed)
         ctx.save_for_backward(states, weight, bias, mean, rstd, output)
-        return output.transpose(0, 1)
+        return output.view(ctx.shape).transpose(0, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
-        states, weight, bias, mean, rstd, output = ctx.saved_tensors
-        # The output is 0 wherever ReLU or the mask let nothing through, so it tells both.
-        passed = torch.ops.aten.threshold_backward(time_major(gradients[0]), output, 0)
-        of_input, of_weight, of_bias = torch.ops.aten.native_layer_norm_backward(
-            passed, states, weight.shape, mean, rstd, weight, bias, ctx.needs_input_grad[:3]
-        )
-        return None if of_input is None else of_input.transpose(0, 1), of_weight, of_bias, None, None
+        gradient = time_major(gradients[0]).flatten(0, 1)
+        of_normed = _compiled(_gradients) if ctx.compiled else _gradients_by_library
+        of_input, of_weight, of_bias = of_normed(gradient, *ctx.saved_tensors)
+        return of_input.view(ctx.shape).transpose(0, 1), of_weight, of_bias, None, None, None
+
+
+def _normed_by_library(
+    states: Tensor, weight: Tensor, bias: Tensor, eps: float, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ReLU(LN(E)) under a mask, the means and the inverse deviations, of ``(rows, dim)``."""
+    if states.device.type != "cpu":  # there alone may weights be more precise than states
+        weight, bias = weight.to(states.dtype), bias.to(states.dtype)
+    output, mean, rstd = torch.native_layer_norm(states, weight.shape, weight, bias, eps)
+    output.relu_()
+    return output if mask is None else output.mul_(mask), mean, rstd
+
+
+def _gradients_by_library(
+    gradient: Tensor, states: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, output: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of states, weight and bias."""
+    if states.device.type != "cpu":
+        weight, bias = weight.to(states.dtype), bias.to(states.dtype)
+    # The output is 0 wherever ReLU or the mask let nothing through, so it tells both.
+    passed = torch.ops.aten.threshold_backward(gradient, output, 0)
+    return torch.ops.aten.native_layer_norm_backward(
+        passed, states, weight.shape, mean, rstd, weight, bias, (True, True, True)
+    )
+
+
+def _normed(
+    states: Tensor, weight: Tensor, bias: Tensor, eps: float, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `_normed_by_library` does, in operations that a compiler fuses."""
+    centred = states.float() - states.float().mean(dim=-1, keepdim=True)
+    rstd = (centred.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
+    output = (centred * rstd * weight + bias).relu()
+    output = output if mask is None else output * mask
+    return output.to(states.dtype), states.float().mean(dim=-1, keepdim=True), rstd
+
+
+def _gradients(
+    gradient: Tensor, states: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, output: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `_gradients_by_library` does, in operations that a compiler fuses."""
+    passed = torch.where(output > 0, gradient.float(), 0.0)
+    normed = (states.float() - mean) * rstd
+    scaled = passed * weight
+    along = scaled.mean(dim=-1, keepdim=True) + normed * (scaled * normed).mean(dim=-1, keepdim=True)
+    return (rstd * (scaled - along)).to(states.dtype), (passed * normed).sum(dim=0), passed.sum(dim=0)
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=True)

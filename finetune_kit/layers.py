@@ -71,9 +71,15 @@ class CausalConv1d(nn.Conv1d):
 class NormReLU(nn.LayerNorm):
     """ReLU(LN(E)); parameters are those of `torch.nn.LayerNorm`."""
 
+    _is_compiled = False
+
+    def compile(self, *args: object, **options: object) -> None:
+        """Let `torch.compile` make one kernel of it, instead of the whole ``forward``; options are not looked at."""
+        self._is_compiled = True
+
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the shape of ``input`` ``(users, positions, dim)``, zeros where ``mask`` ``(…, 1)`` is 0."""
-        return norm_relu(input, self.weight, self.bias, self.eps, mask)
+        return norm_relu(input, self.weight, self.bias, self.eps, mask, compiled=self._is_compiled)
 
 
 class DilatedBlock(nn.Module):
@@ -97,6 +103,11 @@ class DilatedBlock(nn.Module):
         self.conv2: nn.Module = CausalConv1d(dim, 2 * dilation, kernel_size)
         self.norm2 = NormReLU(dim, eps=1e-8)
         self.reach = cast("CausalConv1d", self.conv1).reach + cast("CausalConv1d", self.conv2).reach
+
+    def compile(self, *args: object, **options: object) -> None:
+        """Compile what stands between the convolutions, which are products that a library computes."""
+        self.norm1.compile()
+        self.norm2.compile()
 
     def inputs_for(self, wanted: tuple[int, ...], length: int) -> tuple[int, ...] | None:
         """Return the positions that outputs at ``wanted`` depend on, in steps before the last.

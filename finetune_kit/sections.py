@@ -44,6 +44,8 @@ class RunOptions(Options):
     """auto, cpu, cuda, cuda:N or mps."""
     precision: str = "32"
     """32, bf16-mixed or 16-mixed."""
+    compile: bool = False
+    """Let torch.compile fuse what the blocks compute; the first steps then take longer, and needs a C++ compiler."""
     trackers: tuple[str, ...] = ("jsonl",)
     """Trackers that are told the numbers as they come, by name."""
 

@@ -41,6 +41,10 @@ Device = Annotated[
     str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.  \\[default: auto]", show_default=False)
 ]
 Precision = Annotated[str | None, typer.Option(help="32, bf16-mixed or 16-mixed.  \\[default: 32]", show_default=False)]
+Compile = Annotated[
+    bool | None,
+    typer.Option("--compile", help="Fuse what the blocks compute with torch.compile.", show_default=False),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(
@@ -64,6 +68,7 @@ FLAGS = {
     "seed": ("run", "seed"),
     "device": ("run", "device"),
     "precision": ("run", "precision"),
+    "compile": ("run", "compile"),
     "epochs": ("finetune", "epochs"),
     "batch_size": ("finetune", "batch_size"),
     "learning_rate": ("finetune", "learning_rate"),

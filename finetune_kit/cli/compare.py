@@ -64,6 +64,7 @@ def compare(
     max_length: arg.MaxLength = None,
     device: arg.Device = None,
     precision: arg.Precision = None,
+    compile: arg.Compile = None,
     tune: Tune = None,
     set_: Set = None,
     config: arg.ConfigFile = None,
@@ -82,6 +83,7 @@ def compare(
         "max_length": max_length,
         "device": device,
         "precision": precision,
+        "compile": compile,
     }
     if strategies is None:
         raise OptionError("which strategies? Add --strategies NAME,NAME; `ftkit strategies` lists them")

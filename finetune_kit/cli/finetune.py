@@ -37,6 +37,7 @@ def finetune(
     learning_rate: arg.LearningRate = None,
     device: arg.Device = None,
     precision: arg.Precision = None,
+    compile: arg.Compile = None,
     set_: arg.Set = None,
     config: arg.ConfigFile = None,
     json: arg.Json = False,
@@ -59,6 +60,7 @@ def finetune(
         "learning_rate": learning_rate,
         "device": device,
         "precision": precision,
+        "compile": compile,
     }
     if from_data is not None and data is None:
         raise OptionError("--from-data has no effect without --data; leave it out")

@@ -32,6 +32,7 @@ def run(
     max_length: arg.MaxLength = None,
     device: arg.Device = None,
     precision: arg.Precision = None,
+    compile: arg.Compile = None,
     set_: arg.Set = None,
     config: arg.ConfigFile = None,
     json: arg.Json = False,
@@ -53,6 +54,7 @@ def run(
         "max_length": max_length,
         "device": device,
         "precision": precision,
+        "compile": compile,
     }
     sections = arg.read_sections(config, set_, flags)
     if "strategy" not in sections.get("run", {}):
@@ -81,6 +83,7 @@ def pretrain(
     max_length: arg.MaxLength = None,
     device: arg.Device = None,
     precision: arg.Precision = None,
+    compile: arg.Compile = None,
     set_: arg.Set = None,
     config: arg.ConfigFile = None,
     json: arg.Json = False,
@@ -95,6 +98,7 @@ def pretrain(
         "max_length": max_length,
         "device": device,
         "precision": precision,
+        "compile": compile,
     }
     sections = arg.read_sections(config, set_, flags)
     with runner_of(sections, resume=resume) as runner:

@@ -21,11 +21,9 @@ class _OnDevice:
     def to(self, device: torch.device | str) -> Self:
         """Return a copy with every tensor on a device; itself where they are there already."""
         itself: Any = self  # a dataclass, as all that derive from this are
-        device = torch.device(device)
         parts = {field.name: getattr(self, field.name) for field in fields(itself)}
-        if device.type == "cpu" and all(part is None or part.device == device for part in parts.values()):
-            return self
-        return replace(itself, **{name: part.to(device) for name, part in parts.items() if part is not None})
+        moved = {name: part.to(device) for name, part in parts.items() if part is not None}
+        return replace(itself, **moved) if any(moved[name] is not parts[name] for name in moved) else self
 
 
 @dataclass

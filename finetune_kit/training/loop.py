@@ -24,6 +24,7 @@ from finetune_kit.sections import Optimizer
 from finetune_kit.seeding import derive_seed
 from finetune_kit.tables import gradients_by_row
 from finetune_kit.trainable import Trainable
+from finetune_kit.training.compilation import compile_blocks
 from finetune_kit.training.optimizer import make_optimizer
 
 
@@ -72,6 +73,7 @@ class Loop:
             stops early.
         monitor: Key of what `evaluate` returns; larger is better unless ``lower_is_better``.
         lower_is_better: For losses.
+        compile: Let `torch.compile` fuse what the blocks compute.
         seed: Seeds shuffling and negatives.
         checkpoint: File to keep for going on after a crash, or None.
         bound_to: What the checkpoint belongs to, e.g. the dataset's fingerprint; it goes on with nothing else.
@@ -89,6 +91,7 @@ class Loop:
     weight_decay: float = 0.0
     optimizer: Optimizer = "adam"
     lower_is_better: bool = False
+    compile: bool = False
     seed: int = 0
     checkpoint: Path | None = None
     bound_to: Mapping[str, str] = field(default_factory=dict)
@@ -105,7 +108,10 @@ class Loop:
 
         Raises:
             FinetuneKitError: When the loss stops being a number.
+            OptionError: When ``compile`` does not work on this machine.
         """
+        if self.compile:
+            compile_blocks(self.module, self.fabric.device)
         trained = [parameter for parameter in self.module.parameters() if self.module.trains(parameter)]
         adam = make_optimizer(self.optimizer, trained, self.learning_rate, self.weight_decay, self.fabric.device)
         module, optimizer = self.fabric.setup(self.module, adam)

@@ -79,6 +79,7 @@ class Runner(Experiment):
             "dataset": self.dataset.fingerprint,
             "pretrain": self.config.pretrain.model_dump(mode="json"),
             "precision": self.config.run.precision,
+            **({"compile": True} if self.config.run.compile else {}),  # it rounds otherwise
             "seed": self.config.run.seed,
             "version": __version__,
             "code": installed().component("backbone", self.config.run.backbone).code_hash(),

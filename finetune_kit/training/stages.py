@@ -59,6 +59,7 @@ class Pretraining:
             patience=options.patience,
             monitor="valid_loss",
             lower_is_better=True,
+            compile=config.run.compile,
             seed=seed,
             checkpoint=self.folder / "last" / "state.safetensors",
             bound_to={"dataset": dataset.fingerprint},
@@ -207,6 +208,7 @@ class Finetuning:
             epochs=options.epochs,
             patience=options.patience,
             monitor=experiment.monitor,
+            compile=experiment.config.run.compile,
             seed=experiment.config.run.seed,
             checkpoint=self.folder / "last" / "state.safetensors",
             bound_to={

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,11 @@ class TwoBranchBlock(nn.Module):
         """Return the positions that outputs at ``wanted`` depend on, if the block can tell (`Backbone`)."""
         inputs_for = getattr(self.frozen, "inputs_for", None)
         return inputs_for(wanted, length) if inputs_for else None
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile each branch; which users take it is another number in every batch."""
+        self.frozen.compile(*args, **options)
+        self.tuned.compile(*args, **options)
 
     def forward(self, hidden: Tensor, context: Context, gate: Tensor) -> Tensor:
         """Return I Ĝ(E) + (1 − I) G(E), the shape of ``hidden`` ``(users, length, dim)``; ``gate`` is ``(users,)``."""

@@ -14,9 +14,13 @@ from timing import Row, seconds
 from torch import Tensor
 
 from finetune_kit.data.batch import Batch
+from finetune_kit.training.compilation import compile_blocks
+
+WARMING = 15
+"""Steps after which most shapes of groups have come up once, and have been compiled."""
 
 
-def hard_step(size: Size, precision: str = "32") -> Row:
+def hard_step(size: Size, precision: str = "32", *, compiled: bool = False) -> Row:
     """Time a step of one batch, optimizer included, in turns."""
     shape = size.step
     batch, strategy = shape.batch(), shape.strategy("uaf-hard")
@@ -25,10 +29,15 @@ def hard_step(size: Size, precision: str = "32") -> Row:
     row = Row("hard-step", f"uaf-hard, training step of {shape.users} users", users=shape.users)
     if precision != "32":
         row.name, row.what, row.precision = "hard-step-bf16", f"{row.what}, bf16-mixed", "bfloat16"
+    if compiled:
+        row.name, row.what = f"{row.name}-compiled", f"{row.what}, compiled"
     row.gigaflops = gigaflops(lambda: strategy(batch)), gigaflops(loss)
     strategy.zero_grad()
     step = straight_step(straight, loss)
     turns = Turns(batch, size.rounds, lambda: row.reference.append(seconds(step)))
+    if compiled:
+        compile_blocks(strategy, torch.device("cpu"))
+        take_steps(strategy, Turns(batch, WARMING), precision)
     row.ours = take_steps(strategy, turns, precision)
     row.reference = row.reference[1:]  # the first is the warm-up
     return row

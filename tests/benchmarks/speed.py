@@ -44,6 +44,7 @@ def rows(size: Size) -> dict[str, Callable[[Data], Row]]:
     measurable: dict[str, Callable[[Data], Row]] = {
         "hard-step": lambda data: rows_steps.hard_step(size),
         "hard-step-bf16": lambda data: rows_steps.hard_step(size, "bf16-mixed"),
+        "hard-step-bf16-compiled": lambda data: rows_steps.hard_step(size, "bf16-mixed", compiled=True),
         "hard-epoch": lambda data: rows_epochs.hard_epoch(size, data()),
         "cls-epoch": lambda data: rows_epochs.cls_epoch(size, data()),
         "hard-evaluation": lambda data: rows_evaluation.hard_evaluation(size, data()),
