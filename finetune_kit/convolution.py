@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -65,7 +66,7 @@ class _CausalConvolution(torch.autograd.Function):
         users, last = states.shape[1], taps[-1]
         taken = _taken(states, last)
         with torch.autocast(states.device.type, enabled=False):
-            flat = _affine(taken, kernel[-1], bias)
+            flat = F.linear(taken, kernel[-1].T, None if bias is None else bias.to(states.dtype))
             for tap, matrix in zip(taps[:-1], kernel, strict=False):
                 if tap.places:
                     flat[tap.first * users :].addmm_(_taken(states, tap), matrix)
@@ -91,14 +92,6 @@ class _CausalConvolution(torch.autograd.Function):
         if ctx.has_bias and ctx.needs_input_grad[2]:
             of_bias = flat.sum(dim=0).to(weight.dtype)
         return of_input, of_weight, of_bias, None
-
-
-def _affine(states: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    """Return ``E W + b``, in the way that is fastest in its precision."""
-    if bias is None or states.dtype == torch.float32:
-        product = states @ matrix
-        return product if bias is None else product.add_(bias)
-    return torch.addmm(bias.to(states.dtype), states, matrix)
 
 
 def _gradient_of_input(states: Tensor, gradient: Tensor, kernel: Tensor, taps: Sequence[Tap]) -> Tensor:

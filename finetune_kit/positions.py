@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -29,7 +30,7 @@ def at_steps(hidden: Tensor, stands: tuple[int, ...], steps: tuple[int, ...]) ->
     if steps == stands:
         return hidden
     if steps == stands[-len(steps) :]:
-        return hidden[:, -len(steps) :]
+        return _Latest.apply(hidden, len(steps))
     return _AtPositions.apply(hidden, [stands.index(step) for step in steps])
 
 
@@ -61,6 +62,22 @@ def as_computed(input: Tensor) -> Tensor:
     """Return a tensor in the type that autocast computes products in; as it is where autocast is off."""
     kind = input.device.type
     return input.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else input
+
+
+class _Latest(torch.autograd.Function):
+    """The last positions; unlike a slice's, its gradient lies in memory as what it is added to does."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, num: int) -> Tensor:
+        ctx.before = hidden.shape[1] - num
+        return hidden[:, ctx.before :]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        if _is_time_major(gradient):
+            return F.pad(gradient.transpose(0, 1), (0, 0, 0, 0, ctx.before, 0)).transpose(0, 1), None
+        return F.pad(gradient, (0, 0, ctx.before, 0)), None
 
 
 class _AtPositions(torch.autograd.Function):

@@ -130,4 +130,4 @@ class _HardMixture(torch.autograd.Function):
 
 def _inner_product(one: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:
     """Return ⟨one, other⟩ per user, ``(users,)``, of two ``(users, length, dim)``."""
-    return (one * other).sum(dim=(1, 2), dtype=dtype)
+    return (one * other).sum(dim=1).sum(dim=-1, dtype=dtype)  # in two steps, else all would be converted first

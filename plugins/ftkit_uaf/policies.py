@@ -51,13 +51,13 @@ class ConvPolicy(Policy):
 
     def forward(self, sequence: Tensor) -> Tensor:
         """Return logits ``(users, blocks, outputs)`` of item ids ``(users, length)``."""
-        mask = padding_mask(sequence, self.item_embedding.weight.dtype)  # (users, length, 1)
-        context = Context(mask if self.options.mask_padding else None)
         hidden = as_computed(self.item_embedding(sequence.T).transpose(0, 1))  # (users, length, dim), time-major
+        mask = padding_mask(sequence.T, hidden.dtype).transpose(0, 1)  # (users, length, 1), likewise
+        context = Context(mask if self.options.mask_padding else None)
         for block in self.blocks:
             hidden = block(hidden, context)
         if self.options.mask_padding:
-            summary = (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)  # (users, dim)
+            summary = (hidden * mask).sum(dim=1) / mask.sum(dim=1, dtype=torch.float32).clamp(min=1)  # (users, dim)
         else:
             summary = hidden.mean(dim=1)
         return self.output(summary).unflatten(-1, (self.num_blocks, self.num_outputs))

@@ -27,12 +27,16 @@ def pretrain(size: Size, num_items: int) -> Row:
     row.ours, row.reference = take_steps(_ours(size, num_items), turns, optimizer="lazy-adam"), row.reference[1:]
     # What was built here does not weigh on those: each is a process of its own.
     row.mebibytes = peak_of(name, "ours", size.name), peak_of(name, "straight", size.name)
-    row.remarks = {"positions with an item to predict": int((_windows(size, num_items).labels != 0).sum())}
+    row.remarks = {
+        "positions with an item to predict": int((_windows(size, num_items).labels != 0).sum()),
+        "windows of the steps whose memory was measured": size.windows_in_memory,
+    }
     return row
 
 
 def take_two_steps(size: Size, num_items: int, who: str, then: Callable[[], None]) -> None:
     """Take two steps, ours or straight ones, and call something while all that they need is still there."""
+    size = replace(size, windows=size.windows_in_memory, windows_at_once=size.windows_in_memory)
     if who == "ours":
         take_steps(_ours(size, num_items), Turns(_windows(size, num_items), 1, then), optimizer="lazy-adam")
         return

@@ -92,7 +92,8 @@ class Size:
         epoch: Shape of the models trained and evaluated on a dataset; its catalogues are the dataset's.
         catalogues: Source items of the pre-training rows.
         windows: Windows per pre-training step.
-        windows_at_once: How many of these the reference, with its logits, can hold at a time.
+        windows_at_once: How many of these the timed reference, with its logits, holds at a time.
+        windows_in_memory: Windows of a step whose memory is measured; the reference then holds the logits of all.
         num_negatives: Items drawn per step for the sampled softmax.
         rounds: Rounds timed of each row, after one that is not.
         dataset: Users, source items, target items of the made-up dataset.
@@ -105,6 +106,7 @@ class Size:
     catalogues: tuple[int, ...]
     windows: int
     windows_at_once: int
+    windows_in_memory: int
     num_negatives: int
     rounds: int
     dataset: tuple[int, int, int]
@@ -118,6 +120,7 @@ PAPER = Size(
     catalogues=(50_000, 650_000),
     windows=128,
     windows_at_once=8,
+    windows_in_memory=64,
     num_negatives=2048,
     rounds=7,
     dataset=(5264, 3358, 319),
@@ -130,6 +133,7 @@ SMALL = replace(
     epoch=Shape(users=32, length=16, dim=16, blocks=2),
     catalogues=(1000, 5000),
     windows=8,
+    windows_in_memory=8,
     num_negatives=100,
     rounds=3,
     dataset=(300, 200, 50),
