@@ -139,7 +139,8 @@ class DilatedBlock(nn.Module):
     def forward(self, hidden: Tensor, context: Context) -> Tensor:
         """Return ``F(E) + E``, Eq. 1, the shape of ``hidden`` ``(users, length, dim)``."""
         skip = hidden if context.wanted is None else at_steps(hidden, context.given, context.wanted)
-        return self.branch(hidden, context) + skip
+        branch = self.branch(hidden, context)
+        return branch + skip if torch.is_grad_enabled() else branch.add_(skip)  # nothing needs the branch any more
 
 
 def rolled(values: Tensor, shift: Tensor) -> Tensor:

@@ -46,12 +46,15 @@ def mixture(
     counts = taken.bincount(minlength=len(branches)).tolist()
     rows = taken.argsort(stable=True).split(counts)
     used = [own for own, count in enumerate(counts) if count]
-    groups = [Group(_evened(rows[own], hidden), counts[own]) for own in used]
-    outputs = [
-        _output_of_group(own, branches, part, context.rows(group.rows), shares[group.rows])
-        for own, part, group in zip(used, parted(hidden, groups), groups, strict=True)
-    ]
-    output = joined(outputs, groups)
+    if len(used) == 1:  # everybody stays where they are
+        output = _output_of_group(used[0], branches, hidden, context, shares)
+    else:
+        groups = [Group(_evened(rows[own], hidden), counts[own]) for own in used]
+        outputs = [
+            _output_of_group(own, branches, part, context.rows(group.rows), shares[group.rows])
+            for own, part, group in zip(used, parted(hidden, groups), groups, strict=True)
+        ]
+        output = joined(outputs, groups)
     if is_training and len(used) < len(branches):
         first, row = hidden[:1].detach(), context.rows(rows[used[0]][:1])
         unused = [branch(first, row) for branch, count in zip(branches, counts, strict=True) if not count]
