@@ -3,7 +3,7 @@
 Hidden states are ``(users, positions, dim)`` everywhere; here they lie in memory *time-major*, as a transposed
 ``(positions, users, dim)``. All users' states some steps earlier are then one stretch of memory, and a convolution is
 one matrix product per tap of its kernel, added up where the output stands: no padding, no taps laid side by side. On
-CPUs that is up to twice as fast, forward and backward, as `torch.nn.functional.conv1d`
+CPUs that is twice as fast, forward and backward, as `torch.nn.functional.conv1d`
 (``tests/benchmarks/test_speed_of_layers.py``).
 """
 

@@ -78,3 +78,19 @@ def test_soft_shares_need_every_branch():
     assert not is_hard(soft)
     expected = 0.75 * branches[0](hidden, context)[0] + 0.25 * branches[1](hidden, context)[0]
     torch.testing.assert_close(mixture(soft, branches, hidden, context)[0], expected)
+
+
+def test_in_half_precision_groups_are_evened_and_nothing_else_changes():
+    actions = [0] * 5 + [1] * 20
+    found = []
+    for compute in (mixture, whole_mixture):
+        shares, branches, hidden, context = case(actions, 2)
+        branches = [branch.bfloat16() for branch in branches]
+        half, mask = hidden.detach().bfloat16().requires_grad_(), context.mask.bfloat16()
+        output = compute(shares.detach().bfloat16().requires_grad_(), branches, half, Context(mask))
+        output.float().square().sum().backward()
+        found.append([output, half.grad, *(branch.linear.weight.grad for branch in branches)])
+        if compute is mixture:
+            assert [branch.with_graph for branch in branches] == [16, 32]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=0.05, rtol=0.05)
