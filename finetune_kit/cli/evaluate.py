@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,10 @@ from finetune_kit.cli.output import ConsoleProgress, print_json, stdout
 from finetune_kit.cli.result import dataset_of, gates_text, metrics_table, warnings
 from finetune_kit.errors import OptionError, did_you_mean
 from finetune_kit.files import read_metrics
+
+if TYPE_CHECKING:
+    from finetune_kit.config import Config
+    from finetune_kit.evaluation.candidates import Candidates
 
 
 def evaluate(
@@ -55,10 +59,15 @@ def evaluate(
         sections["evaluation"] = {**sections["evaluation"], "protocols": protocol}
     config = resolve_config(sections)
     run = load_run(folder, dataset, base, sections["strategy"])
-    fabric, earlier = make_fabric(config.run.device, config.run.precision), Earlier.read(folder)
-    runner = Runner(config, dataset, fabric, ConsoleProgress(), earlier=earlier)
+    fabric, earlier, was = (
+        make_fabric(config.run.device, config.run.precision),
+        Earlier.read(folder),
+        read_metrics(folder),
+    )
+    candidates = _stored_candidates(folder, config, run.dataset.num_target_items, was)
+    runner = Runner(config, dataset, fabric, ConsoleProgress(), earlier=earlier, candidates=candidates)
     runner.fabric.to_device(run.strategy)
-    was = {key: value for key, value in read_metrics(folder).items() if key not in MEASURED}
+    was = {key: value for key, value in was.items() if key not in MEASURED}
     metrics = {**was, **measure(runner, run.strategy).metrics}
     for line in warnings(metrics):
         warn(line)
@@ -68,6 +77,23 @@ def evaluate(
         stdout().print(metrics_table(metrics))
         if "gates" in metrics:
             stdout().print(gates_text(metrics["gates"]))
+
+
+def _stored_candidates(folder: Path, config: Config, num_items: int, metrics: Mapping[str, Any]) -> Candidates | None:
+    """Return what the run's sampled ranking ranked among; None where there was none, or another number is asked for."""
+    from finetune_kit.cli.output import warn
+    from finetune_kit.evaluation.candidates import Candidates
+
+    if "sampled" not in config.evaluation.protocols:
+        return None
+    told = metrics.get("candidates")
+    if told is None:
+        if "sampled" in metrics.get("test", {}):
+            warn(f"{folder} stores no candidates; they are drawn anew, so sampled ranks may differ from the run's")
+        return None
+    if told["per_instance"] != min(config.evaluation.num_candidates, num_items - 1):
+        return None
+    return Candidates.read(folder, told["sha256"])
 
 
 def _refuse_what_trained(section: str, options: Mapping[str, object], strategy: str) -> None:
