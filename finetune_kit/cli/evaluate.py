@@ -26,6 +26,7 @@ def evaluate(
     base: Annotated[Path | None, typer.Option(help="The run's pre-trained backbone, where it was moved.")] = None,
     device: arg.Device = None,
     precision: arg.Precision = None,
+    deterministic: arg.Deterministic = None,
     set_: arg.Set = None,
     json: arg.Json = False,
 ) -> None:
@@ -45,7 +46,7 @@ def evaluate(
     facts = read_facts(folder)  # says what is wrong with a folder that is no run
     dataset = dataset_of(folder, data, "on another dataset training and test instances would mix")
     sections = read_run(folder, SECTIONS)
-    asked = arg.read_sections(None, set_, {"device": device, "precision": precision})
+    asked = arg.read_sections(None, set_, {"device": device, "precision": precision, "deterministic": deterministic})
     if is_merged(facts) and "strategy" in asked:
         raise OptionError(f"strategy.* has no effect: {str(folder)!r} is a merged run, a plain backbone with a head")
     for name, options in asked.items():
@@ -68,7 +69,8 @@ def evaluate(
     runner = Runner(config, dataset, fabric, ConsoleProgress(), earlier=earlier, candidates=candidates)
     runner.fabric.to_device(run.strategy)
     was = {key: value for key, value in was.items() if key not in MEASURED}
-    metrics = {**was, **measure(runner, run.strategy).metrics}
+    with runner.deterministically():
+        metrics = {**was, **measure(runner, run.strategy).metrics}
     for line in warnings(metrics):
         warn(line)
     if json:
@@ -102,7 +104,8 @@ def _refuse_what_trained(section: str, options: Mapping[str, object], strategy: 
 
     model = installed().component("strategy", strategy).load()
     own = model.evaluation_options
-    allowed = {("run", "device"), ("run", "precision"), *(("strategy", option) for option in own)}
+    allowed = {("run", option) for option in ("device", "precision", "deterministic")}
+    allowed |= {("strategy", option) for option in own}
     for option in options:
         if section == "strategy" and option not in (known := list(model.Options.model_fields)):
             have = ", ".join(known) or "none"
@@ -111,5 +114,6 @@ def _refuse_what_trained(section: str, options: Mapping[str, object], strategy: 
         if section != "evaluation" and (section, option) not in allowed:
             names = ", ".join(["evaluation.*", *(f"strategy.{name}" for name in sorted(own))])
             raise OptionError(
-                f"{section}.{option} decided the run's training; evaluate takes {names}, --device and --precision"
+                f"{section}.{option} decided the run's training; evaluate takes {names}, --device, --precision and "
+                "--deterministic"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from finetune_kit.progress import Progress
 from finetune_kit.strategy import Strategy
 from finetune_kit.tracker import Tracker
 from finetune_kit.training.assemble import build_strategy, load_base
+from finetune_kit.training.determinism import deterministically
 from finetune_kit.training.folders import write_config
 
 
@@ -110,6 +112,10 @@ class Experiment:
             return LabelEvaluator(self.dataset, instances, options.batch_size, max_length)
         known, seed = self.split.known, self.config.run.seed
         return Evaluator(self.dataset, instances, known, options, max_length, seed, self.candidates)
+
+    def deterministically(self) -> AbstractContextManager[None]:
+        """Return within what is computed by deterministic algorithms alone, where ``run.deterministic`` says so."""
+        return deterministically(self.fabric.device, self.config.run.deterministic)
 
     @property
     def monitor(self) -> str:
