@@ -5,9 +5,9 @@ Nothing here imports torch, so that ``ftkit options`` answers at once.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from finetune_kit.errors import OptionError
 from finetune_kit.options import Options
@@ -21,6 +21,7 @@ Batching = Literal["users", "instances"]
 Pooling = Literal["last", "mean"]
 Cache = Literal["auto", "off"]
 Preset = Literal["none", "paper", "authors"]
+Deterministic = Literal["auto", "true", "false"]
 Loss = Literal["bpr", "bce", "sampled-softmax", "softmax"]
 Optimizer = Literal["adam", "lazy-adam"]
 
@@ -46,8 +47,17 @@ class RunOptions(Options):
     """32, bf16-mixed or 16-mixed."""
     compile: bool = False
     """Let torch.compile fuse what the blocks compute; the first steps then take longer, and needs a C++ compiler."""
+    deterministic: Deterministic = "auto"
+    """Compute by deterministic algorithms alone, for the same numbers from the same seed, bit for bit: auto on a CPU,
+    true everywhere (slower on a GPU, and refused where an operation has no such form), false nowhere."""
     trackers: tuple[str, ...] = ("jsonl",)
     """Trackers that are told the numbers as they come, by name."""
+
+    @field_validator("deterministic", mode="before")
+    @classmethod
+    def _in_words(cls, value: Any) -> Any:
+        """Let TOML's true and the flag --deterministic stand for the words."""
+        return str(value).lower() if isinstance(value, bool) else value
 
 
 class DataOptions(Options):

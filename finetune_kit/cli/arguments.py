@@ -45,6 +45,14 @@ Compile = Annotated[
     bool | None,
     typer.Option("--compile", help="Fuse what the blocks compute with torch.compile.", show_default=False),
 ]
+Deterministic = Annotated[
+    bool | None,
+    typer.Option(
+        "--deterministic",
+        help="Deterministic algorithms alone, on a GPU too; on a CPU they are it.",
+        show_default=False,
+    ),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(
@@ -69,6 +77,7 @@ FLAGS = {
     "device": ("run", "device"),
     "precision": ("run", "precision"),
     "compile": ("run", "compile"),
+    "deterministic": ("run", "deterministic"),
     "epochs": ("finetune", "epochs"),
     "batch_size": ("finetune", "batch_size"),
     "learning_rate": ("finetune", "learning_rate"),

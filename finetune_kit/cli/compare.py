@@ -65,6 +65,7 @@ def compare(
     device: arg.Device = None,
     precision: arg.Precision = None,
     compile: arg.Compile = None,
+    deterministic: arg.Deterministic = None,
     tune: Tune = None,
     set_: Set = None,
     config: arg.ConfigFile = None,
@@ -84,6 +85,7 @@ def compare(
         "device": device,
         "precision": precision,
         "compile": compile,
+        "deterministic": deterministic,
     }
     if strategies is None:
         raise OptionError("which strategies? Add --strategies NAME,NAME; `ftkit strategies` lists them")

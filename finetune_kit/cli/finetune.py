@@ -38,6 +38,7 @@ def finetune(
     device: arg.Device = None,
     precision: arg.Precision = None,
     compile: arg.Compile = None,
+    deterministic: arg.Deterministic = None,
     set_: arg.Set = None,
     config: arg.ConfigFile = None,
     json: arg.Json = False,
@@ -61,6 +62,7 @@ def finetune(
         "device": device,
         "precision": precision,
         "compile": compile,
+        "deterministic": deterministic,
     }
     if from_data is not None and data is None:
         raise OptionError("--from-data has no effect without --data; leave it out")

@@ -33,6 +33,7 @@ def run(
     device: arg.Device = None,
     precision: arg.Precision = None,
     compile: arg.Compile = None,
+    deterministic: arg.Deterministic = None,
     set_: arg.Set = None,
     config: arg.ConfigFile = None,
     json: arg.Json = False,
@@ -55,6 +56,7 @@ def run(
         "device": device,
         "precision": precision,
         "compile": compile,
+        "deterministic": deterministic,
     }
     sections = arg.read_sections(config, set_, flags)
     if "strategy" not in sections.get("run", {}):
@@ -84,6 +86,7 @@ def pretrain(
     device: arg.Device = None,
     precision: arg.Precision = None,
     compile: arg.Compile = None,
+    deterministic: arg.Deterministic = None,
     set_: arg.Set = None,
     config: arg.ConfigFile = None,
     json: arg.Json = False,
@@ -99,6 +102,7 @@ def pretrain(
         "device": device,
         "precision": precision,
         "compile": compile,
+        "deterministic": deterministic,
     }
     sections = arg.read_sections(config, set_, flags)
     with runner_of(sections, resume=resume) as runner:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from finetune_kit.data.loading import evaluation_batches
+from finetune_kit.evaluation.candidates import Candidates
 from finetune_kit.evaluation.metrics import rank_metrics
-from finetune_kit.evaluation.ranking import draw_candidates, full_ranks, sampled_ranks
+from finetune_kit.evaluation.ranking import full_ranks, sampled_ranks
 from finetune_kit.evaluation.references import Scorer
 from finetune_kit.sections import EvaluationOptions
 
@@ -76,6 +77,7 @@ class Evaluator:
         options: How to measure.
         max_length: Length that source sequences are padded or cut to.
         seed: Seed of the sampled candidates.
+        stored: Candidates to rank among, of these instances and others; None draws them.
     """
 
     dataset: Dataset
@@ -84,6 +86,7 @@ class Evaluator:
     options: EvaluationOptions
     max_length: int
     seed: int
+    stored: Candidates | None = None
     _known_item: np.ndarray = field(init=False, repr=False)
     _known_user: np.ndarray = field(init=False, repr=False)
 
@@ -95,10 +98,13 @@ class Evaluator:
         self._known_user, self._known_item = target.user[order], target.item[order]
 
     @cached_property
-    def _candidates(self) -> np.ndarray:
-        """Candidates of the sampled protocol, ``(instances, candidates)``."""
-        positive = self.dataset.target.item[self.instances]
-        return draw_candidates(positive, self.dataset.num_target_items, self.options.num_candidates, self.seed)
+    def candidates(self) -> Candidates:
+        """What the sampled protocol ranks among: what is stored, or what is drawn of these instances."""
+        if self.stored is not None:
+            return self.stored
+        target, num_candidates = self.dataset.target, self.options.num_candidates
+        user, item = target.user[self.instances], target.item[self.instances]
+        return Candidates.draw(user, item, self.dataset.num_target_items, num_candidates, self.seed)
 
     def of(self, instances: np.ndarray) -> Evaluator:
         """Return an evaluator like this one on other instances."""
@@ -142,7 +148,7 @@ class Evaluator:
                 known = (row_known.to(scores.device), item_known.to(scores.device))
                 ranks["full"].append(full_ranks(scores, row, positive, known).cpu())
             if "sampled" in ranks:
-                candidates = self._candidates[np.searchsorted(self.instances, part)]
+                candidates = self.candidates.of(self.dataset.target.user[part], self.dataset.target.item[part])
                 ranks["sampled"].append(
                     sampled_ranks(scores, row, positive, torch.from_numpy(candidates).to(scores.device)).cpu()
                 )

@@ -7,11 +7,8 @@ lowest there is, as a candidate's as the highest.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
-
-from finetune_kit.seeding import derive_seed
 
 MAX_CELLS = 2**24
 """Most scores compared at once; bounds memory for large catalogues (64 MiB of float32)."""
@@ -62,38 +59,3 @@ def _rank(positive: Tensor, rivals: Tensor) -> Tensor:
     lowest = torch.finfo(positive.dtype).min
     positive = positive.nan_to_num(nan=lowest, posinf=torch.inf, neginf=lowest)
     return 1 + (rivals > positive).sum(dim=1) + (rivals == positive).sum(dim=1) / 2
-
-
-def draw_candidates(positive: np.ndarray, num_items: int, num_candidates: int, seed: int) -> np.ndarray:
-    """Return distinct items other than the positive, uniform, ``(instances, candidates)`` int64.
-
-    A function of its arguments alone, so that all strategies of a seed are ranked against the same items.
-
-    Args:
-        positive: ``(instances,)``, items from 1.
-        num_items: Items of the target domain.
-        num_candidates: Candidates per instance (the authors' protocol: 99); all others where there are no more.
-        seed: Seed of the draw.
-    """
-    rng = np.random.default_rng(derive_seed(seed, "candidates"))
-    num_others = num_items - 1
-    if num_candidates >= num_others:
-        drawn = np.broadcast_to(np.arange(1, num_others + 1), (len(positive), num_others)).copy()
-    else:
-        drawn = _distinct(rng, len(positive), num_others, num_candidates)
-    return drawn + (drawn >= positive[:, None])  # step over the positive
-
-
-def _distinct(rng: np.random.Generator, num_rows: int, high: int, width: int) -> np.ndarray:
-    """Return rows of distinct integers from 1 … high: draw, then redraw what repeats an earlier one of its row."""
-    drawn = rng.integers(1, high, size=(num_rows, width), endpoint=True)
-    rows = np.arange(num_rows)
-    while len(rows):
-        order = np.argsort(drawn[rows], axis=1, kind="stable")
-        ordered = np.take_along_axis(drawn[rows], order, axis=1)
-        repeats = np.zeros_like(ordered, dtype=bool)
-        np.put_along_axis(repeats, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
-        rows, repeats = rows[repeats.any(axis=1)], repeats[repeats.any(axis=1)]
-        row, column = np.nonzero(repeats)
-        drawn[rows[row], column] = rng.integers(1, high, size=len(row), endpoint=True)
-    return drawn

@@ -26,6 +26,7 @@ from finetune_kit.tables import gradients_by_row
 from finetune_kit.task import ItemTask, LabelTask, Task
 from finetune_kit.testing.backbones import randomise, tiny_backbones
 from finetune_kit.testing.batches import only_user, random_batch, with_sequence
+from finetune_kit.testing.evaluating import assert_encodes_blindly, assert_same_tensors, evaluated_in_between, scores
 from finetune_kit.testing.frozen import cached_stages, frozen_tensors, is_frozen, leading_stages
 from finetune_kit.testing.refusals import assert_names, refusal_of
 
@@ -170,7 +171,7 @@ class StrategyContract:
         loss.backward()
         assert loss.isfinite()
         assert any(parameter.grad is not None and parameter.grad.any() for parameter in strategy.parameters())
-        assert _scores(strategy.eval(), batch).shape == (len(batch.user), NUM_CLASSES)
+        assert scores(strategy.eval(), batch).shape == (len(batch.user), NUM_CLASSES)
 
     def test_what_is_frozen_stays_byte_identical(self, backbone_class: type[Backbone]) -> None:
         """Frozen parameters, and the buffers of modules whose parameters are frozen, don't change."""
@@ -329,6 +330,14 @@ class StrategyContract:
             if together.gates is not None and alone.gates is not None:
                 torch.testing.assert_close(alone.gates[0], together.gates[row], atol=1e-5, rtol=0)
 
+    def test_evaluation_is_blind_and_leaves_no_trace(self, backbone_class: type[Backbone]) -> None:
+        """In evaluation, users are encoded whatever their answers; neither the model nor its training changes."""
+        strategy, batch = self.make_strategy(backbone_class), self.make_batch()
+        for _ in evaluated_in_between(self.train(strategy), strategy, batch):
+            pass
+        assert_encodes_blindly(strategy, batch, NUM_TARGET_ITEMS)
+        assert_same_tensors(strategy, self.trained(backbone_class), "evaluating during training")
+
     # The same again
 
     def test_the_same_seed_gives_the_same_result(self, backbone_class: type[Backbone]) -> None:
@@ -354,9 +363,9 @@ class StrategyContract:
         strategy, batch = self.trained(backbone_class), self.make_batch()
         write_tensors(tmp_path / "model.safetensors", strategy.trained_state())
         loaded = self.make_strategy(backbone_class)
-        assert not torch.equal(_scores(loaded, batch), _scores(strategy, batch)), "training changed no score"
+        assert not torch.equal(scores(loaded, batch), scores(strategy, batch)), "training changed no score"
         loaded.load_trained_state(load_file(tmp_path / "model.safetensors"))
-        assert torch.equal(_scores(loaded, batch), _scores(strategy, batch))
+        assert torch.equal(scores(loaded, batch), scores(strategy, batch))
 
     def test_merged_it_is_a_plain_backbone_or_says_why_not(self, backbone_class: type[Backbone]) -> None:
         """After training, it merges into a plain backbone that encodes users as it does, or refuses to."""
@@ -379,16 +388,11 @@ class StrategyContract:
         with pretend_device() as device:
             strategy = self.make_strategy(backbone_class).to(device)
             found = [loss.item() for loss in self.train(strategy, device)]
-            scores = _scores(strategy, batch.to(device)).cpu()
+            of_device = scores(strategy, batch.to(device)).cpu()
             write_tensors(tmp_path / "model.safetensors", strategy.trained_state())
             loaded = self.make_strategy(backbone_class).to(device)
             loaded.load_trained_state(load_file(tmp_path / "model.safetensors"))
-            again = _scores(loaded, batch.to(device)).cpu()
+            again = scores(loaded, batch.to(device)).cpu()
         assert found == pytest.approx(losses, abs=1e-4)
-        torch.testing.assert_close(scores, _scores(on_cpu, batch), atol=1e-3, rtol=1e-3)
-        assert torch.equal(scores, again)
-
-
-@torch.no_grad()
-def _scores(strategy: Strategy, batch: Batch) -> Tensor:
-    return strategy.task.scores(strategy.encode(batch).vectors)
+        torch.testing.assert_close(of_device, scores(on_cpu, batch), atol=1e-3, rtol=1e-3)
+        assert torch.equal(of_device, again)

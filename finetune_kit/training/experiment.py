@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from finetune_kit.data.earlier import PARTS, Earlier
 from finetune_kit.data.labelled import LabelledDataset, for_task
 from finetune_kit.data.split import Split, split, unseen_in_training
 from finetune_kit.errors import DataError
+from finetune_kit.evaluation.candidates import Candidates
 from finetune_kit.evaluation.evaluate import Encoder, Evaluator
 from finetune_kit.evaluation.labels import LabelEvaluator
 from finetune_kit.plugins import installed
@@ -23,6 +25,7 @@ from finetune_kit.progress import Progress
 from finetune_kit.strategy import Strategy
 from finetune_kit.tracker import Tracker
 from finetune_kit.training.assemble import build_strategy, load_base
+from finetune_kit.training.determinism import deterministically
 from finetune_kit.training.folders import write_config
 
 
@@ -37,6 +40,7 @@ class Experiment:
         progress: Who is told.
         resume: Go on from what an interrupted run left behind.
         earlier: Parts that instances had when the weights that it starts from were trained; they keep them.
+        candidates: What the sampled protocol ranks validation and test instances among; None draws them.
     """
 
     config: Config
@@ -45,6 +49,7 @@ class Experiment:
     progress: Progress = field(default_factory=Progress)
     resume: bool = False
     earlier: Earlier | None = None
+    candidates: Candidates | None = None
 
     def __post_init__(self) -> None:
         """See the dataset as the task does."""
@@ -105,7 +110,12 @@ class Experiment:
         options, max_length = self.config.evaluation, self.config.data.max_length
         if isinstance(self.dataset, LabelledDataset):
             return LabelEvaluator(self.dataset, instances, options.batch_size, max_length)
-        return Evaluator(self.dataset, instances, self.split.known, options, max_length, self.config.run.seed)
+        known, seed = self.split.known, self.config.run.seed
+        return Evaluator(self.dataset, instances, known, options, max_length, seed, self.candidates)
+
+    def deterministically(self) -> AbstractContextManager[None]:
+        """Return within what is computed by deterministic algorithms alone, where ``run.deterministic`` says so."""
+        return deterministically(self.fabric.device, self.config.run.deterministic)
 
     @property
     def monitor(self) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from finetune_kit.data.earlier import PARTS
+from finetune_kit.evaluation.candidates import Candidates
 from finetune_kit.evaluation.evaluate import Evaluation, Evaluator
 from finetune_kit.evaluation.labels import LabelEvaluation, LabelEvaluator, class_balance, majority
 from finetune_kit.evaluation.references import REFERENCES
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 COLLAPSED_SHARE = 0.95
 COLLAPSED_DEVIATION = 0.02
 
-MEASURED = ("valid", "test", "references", "instances", "classes", "gates", "control")
+MEASURED = ("valid", "test", "references", "instances", "classes", "gates", "control", "candidates")
 """Keys of ``metrics.json`` that `measure` gives, as far as they apply."""
 
 
@@ -35,17 +36,22 @@ class Measured:
     Args:
         metrics: ``valid`` and ``test`` (for items by ranking protocol), ``references`` on the test part, ``instances``
             per part, for profile labels ``classes``, and for strategies with gates ``gates`` and ``control`` (the best
-            single choice of blocks for all users at equal usage, or the ``reason`` why it was not measured)
+            single choice of blocks for all users at equal usage, or the ``reason`` why it was not measured), and with
+            sampled ranking ``candidates``, how many of an instance and the hash of all.
         tables: Name to columns, for the Parquet files of the run folder.
         control_seconds: How long the control took.
+        candidates: What the sampled protocol ranked validation and test instances among, where it did.
     """
 
     metrics: dict[str, Any]
     tables: dict[str, dict[str, np.ndarray]]
     control_seconds: float = 0.0
+    candidates: Candidates | None = None
 
     def write(self, folder: Path) -> None:
-        """Write the tables into a run folder."""
+        """Write tables and candidates into a run folder."""
+        if self.candidates is not None:
+            self.candidates.write(folder)
         for name, columns in self.tables.items():
             write_table(folder / f"{name}.parquet", columns)
 
@@ -68,7 +74,17 @@ def measure(experiment: Experiment, strategy: Strategy) -> Measured:
         metrics["control"], columns = _measure_control(experiment, strategy, policy)
         control_seconds = time.perf_counter() - started
         instances.update({f"control_{name}": column for name, column in columns.items()})
-    return Measured(metrics, tables, control_seconds)
+    candidates = _candidates(experiment)
+    if candidates is not None:
+        metrics["candidates"] = {"per_instance": candidates.drawn.shape[1], "sha256": candidates.sha256}
+    return Measured(metrics, tables, control_seconds, candidates)
+
+
+def _candidates(experiment: Experiment) -> Candidates | None:
+    """Return what sampled ranking ranked validation and test instances among, or None."""
+    parts, protocols = experiment.split, experiment.config.evaluation.protocols
+    evaluator = experiment.evaluator(np.union1d(parts.valid, parts.test))
+    return evaluator.candidates if isinstance(evaluator, Evaluator) and "sampled" in protocols else None
 
 
 def _measure_control(

@@ -8,6 +8,7 @@ them does not measure on these; ``earlier.parquet``, where the run has one, lets
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from finetune_kit.config import SECTIONS
 from finetune_kit.data.batch import Batch
 from finetune_kit.data.earlier import SPLIT, Earlier
 from finetune_kit.errors import CheckpointError, FinetuneKitError, OptionError, PluginError, one_line
+from finetune_kit.evaluation.candidates import FILE as CANDIDATES
 from finetune_kit.files import read_metrics
 from finetune_kit.seeding import generator
 from finetune_kit.strategy import Strategy
@@ -68,6 +70,8 @@ def merge(run: Run, folder: Path) -> dict[str, Any]:
     parts.write(folder, SPLIT)
     if kept is not None:
         kept.write(folder)
+    if (run.folder / CANDIDATES).exists():
+        shutil.copyfile(run.folder / CANDIDATES, folder / CANDIDATES)
     facts = {**target_facts(run.dataset), "about": about}
     digest = write_base(folder, run.config, run.dataset, tensors, metrics, facts, SECTIONS)
     return {"hash": digest, "difference": difference, **origin}

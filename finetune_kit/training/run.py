@@ -50,7 +50,7 @@ class Runner(Experiment):
             self.config,
             self.dataset,
             self._decides_pretrained(),
-            lambda folder: Pretraining(self, folder).carry_out(),
+            self._pretrain_into,
             self.progress,
         )
 
@@ -62,7 +62,12 @@ class Runner(Experiment):
             base: The pre-trained backbone's folder; None for strategies that need none.
             start: Weights of an earlier run to go on from; None begins with what the strategy builds.
         """
-        return Finetuning(self, folder, base, start).carry_out()
+        with self.deterministically():
+            return Finetuning(self, folder, base, start).carry_out()
+
+    def _pretrain_into(self, folder: Path) -> None:
+        with self.deterministically():
+            Pretraining(self, folder).carry_out()
 
     def _tables_updated_whole(self, strategy: Strategy) -> Iterator[tuple[str, int]]:
         """Yield the stages in which Adam updates a large table where lazy-adam could be chosen, and its rows."""
@@ -80,6 +85,7 @@ class Runner(Experiment):
             "pretrain": self.config.pretrain.model_dump(mode="json"),
             "precision": self.config.run.precision,
             **({"compile": True} if self.config.run.compile else {}),  # it rounds otherwise
+            **({"deterministic": True} if self.config.run.deterministic == "true" else {}),
             "seed": self.config.run.seed,
             "version": __version__,
             "code": installed().component("backbone", self.config.run.backbone).code_hash(),

@@ -23,6 +23,7 @@ from finetune_kit.seeding import seeded
 from finetune_kit.strategy import Strategy
 from finetune_kit.tracker import Tracker
 from finetune_kit.training.assemble import backbone_facts, build_backbone, target_facts
+from finetune_kit.training.determinism import machine_facts
 from finetune_kit.training.experiment import Experiment
 from finetune_kit.training.folders import BASE_SECTIONS, save_base
 from finetune_kit.training.leading import LeadingStages
@@ -79,6 +80,7 @@ class Pretraining:
             "windows": len(train),
             "total_parameters": model.num_parameters()[1],
             "seconds": {"pretrain": fitted.seconds},
+            "machine": machine_facts(experiment.fabric.device, config.run.deterministic),
             "hash": digest,
         }
         _close_folder(self.folder, metrics, fitted, trackers)
@@ -182,6 +184,7 @@ class Finetuning:
                 "control": measured.control_seconds,
             },
             "instances_per_second": fitted.num_instances / fitted.training_seconds,
+            "machine": machine_facts(experiment.fabric.device, config.run.deterministic),
         }
         measured.write(self.folder)
         _close_folder(self.folder, metrics, fitted, trackers)

@@ -225,7 +225,7 @@ class Planted(Strategy):
     )
     assert reason.endswith(" (and on 2 more)")
     assert done.err.splitlines()[-1].startswith(
-        f"ftkit: {len(broken(done))} of 24 promises broken, the first by strategy planted: "
+        f"ftkit: {len(broken(done))} of 25 promises broken, the first by strategy planted: "
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["conftest.py", "pytest.ini"]
 
@@ -236,7 +236,7 @@ def test_the_table_fits_a_terminal_of_80_columns_and_all_promises_are_in_it(plan
     done = ftkit("plugins", "check", "planted")
     assert done.code == 0
     assert max(map(len, done.out.splitlines())) <= 80
-    assert done.out.splitlines()[-1] == "24 kept"
+    assert done.out.splitlines()[-1] == "25 kept"
     assert "strategy planted, of plugin planted" in done.out
 
 

@@ -287,7 +287,7 @@ def test_evaluate_may_change_what_acts_in_evaluation_alone(ftkit):
     assert done.code == 2
     assert done.err == (
         "ftkit: strategy.share decided the run's training; evaluate takes evaluation.*, strategy.evaluation_seed, "
-        "--device and --precision\n"
+        "--device, --precision and --deterministic\n"
     )
 
 

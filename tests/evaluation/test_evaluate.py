@@ -5,8 +5,8 @@ import torch
 
 from finetune_kit.data.dataset import Dataset
 from finetune_kit.data.split import split
+from finetune_kit.evaluation.candidates import draw_candidates
 from finetune_kit.evaluation.evaluate import Evaluator
-from finetune_kit.evaluation.ranking import draw_candidates
 from finetune_kit.sections import EvaluationOptions
 from ftkit_datasets.synthetic import Synthetic, SyntheticOptions
 
@@ -17,7 +17,8 @@ def test_ranks_equal_an_obvious_loop_in_batches_of_any_size(tmp_path: Path) -> N
     target, parts = dataset.target, split(dataset.target.user, "instance", 0)
     table = torch.randn(dataset.num_users, dataset.num_target_items, generator=torch.Generator().manual_seed(0))
     instances = np.sort(parts.test)
-    candidates = draw_candidates(target.item[instances], dataset.num_target_items, 10, seed=3)
+    drawn_for = target.user[instances], target.item[instances]
+    candidates = draw_candidates(*drawn_for, dataset.num_target_items, 10, seed=3)
     train = list(zip(target.user[parts.train].tolist(), target.item[parts.train].tolist(), strict=True))
     full, sampled = [], []
     for index, own in zip(instances, candidates, strict=True):

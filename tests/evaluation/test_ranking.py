@@ -1,15 +1,13 @@
 import math
-from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from finetune_kit.evaluation import ranking
-from finetune_kit.evaluation.ranking import draw_candidates, full_ranks, sampled_ranks
+from finetune_kit.evaluation.ranking import full_ranks, sampled_ranks
 
 # Few values, so that ties are common; infinities and no numbers at all among them.
 VALUES = st.sampled_from([-math.inf, -3e38, -1.0, 0.0, 0.5, 1.0, 3e38, math.inf, math.nan])
@@ -117,36 +115,3 @@ def test_a_positive_that_is_known_too_is_still_ranked() -> None:
     scores = torch.tensor([[1.0, 5.0, 3.0]])
     rank = full_ranks(scores, torch.tensor([0]), torch.tensor([1]), as_tensors([(0, 1), (0, 2)]))
     assert rank.tolist() == [2]
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    positive=st.lists(st.integers(1, 12), min_size=1, max_size=8),
-    width=st.integers(1, 15),
-    seed=st.integers(0, 2**40),
-)
-def test_candidates_are_distinct_and_never_the_positive(positive: list[int], width: int, seed: int) -> None:
-    drawn = draw_candidates(np.array(positive), 12, width, seed)
-    assert drawn.shape == (len(positive), min(width, 11))
-    for own, row in zip(positive, drawn.tolist(), strict=True):
-        assert len(set(row)) == len(row)
-        assert set(row) <= set(range(1, 13)) - {own}
-
-
-@pytest.mark.parametrize("width", [3, 9])
-def test_candidates_are_uniform(width: int) -> None:
-    drawn = draw_candidates(np.full(5000, 4), 11, width, seed=0)
-    counts = Counter(drawn.ravel().tolist())
-    assert sorted(counts) == [item for item in range(1, 12) if item != 4]
-    # Without replacement counts vary less than chi-square expects, so only too uneven ones would fail.
-    assert stats.chisquare(list(counts.values())).pvalue > 0.001
-    pairs = Counter(tuple(sorted(row[:2])) for row in drawn.tolist())
-    assert len(pairs) == 45
-    assert stats.chisquare(list(pairs.values())).pvalue > 0.001
-
-
-def test_candidates_are_a_function_of_the_seed() -> None:
-    positive = np.arange(1, 50)
-    one, same, other = (draw_candidates(positive, 500, 20, seed) for seed in (0, 0, 1))
-    assert np.array_equal(one, same)
-    assert not np.array_equal(one, other)

@@ -48,7 +48,8 @@ def whole_run(made: Runner, root: Path, bases: Path | None = None) -> tuple[dict
     return made.finetune(folder, base), folder
 
 
-TIMES = ("seconds", "instances_per_second")
+TIMES = ("seconds", "instances_per_second", "machine")
+"""Keys of ``metrics.json`` that tell how and how fast numbers came about."""
 
 
 def without_times(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -106,14 +106,14 @@ def test_a_run_folder_has_exactly_the_promised_files(dataset: Dataset, tmp_path:
         "metrics.json",
         "log.jsonl",
     }
-    files |= {"model.json", "model.safetensors", "split.parquet"}
+    files |= {"model.json", "model.safetensors", "split.parquet", "candidates.parquet"}
     made = runner(dataset, "finetune-cls")
     _, folder = whole_run(made, tmp_path)
     assert names_in(folder) == files
     _, gated = whole_run(runner(dataset, "uaf-hard"), tmp_path)
     assert names_in(gated) == files | {"policy.parquet"}
     base = made.pretrain(tmp_path)
-    pretrained = files - {"instances.parquet", "split.parquet"}
+    pretrained = files - {"instances.parquet", "split.parquet", "candidates.parquet"}
     assert names_in(base) == pretrained
 
 
