@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -71,6 +71,21 @@ def load_model(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return load_file(path), facts
     except CheckpointError:
         raise
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{path} can't be read: {error}") from error
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the weights that `save_model` wrote; no more than the file's header is read.
+
+    Raises:
+        CheckpointError: When there are none, or the header is damaged.
+    """
+    path = folder / "model.safetensors"
+    try:
+        refuse_large_header(path)
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  (no mapping)
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path} can't be read: {error}") from error
 

@@ -132,9 +132,8 @@ class Dataset:
     @cached_property
     def source_items(self) -> np.ndarray:
         """All users' source items one after another, ``(num_events,)`` int32, memory-mapped."""
-        return np.load(self.path / ITEMS, mmap_mode="r", allow_pickle=False).view(
-            np.ndarray
-        )  # indexes faster than a memmap
+        mapped = np.load(self.path / ITEMS, mmap_mode="r", allow_pickle=False)
+        return mapped.view(np.ndarray)  # indexes faster than a memmap
 
     def sequences(self, users: np.ndarray, max_length: int, skip_latest: np.ndarray | int = 0) -> np.ndarray:
         """Return users' source sequences, left-padded with 0, the most recent items kept.

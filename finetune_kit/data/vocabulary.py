@@ -25,17 +25,18 @@ def refuse_other_counts(folder: Path, counts: Mapping[str, Any], connection: duc
         DataError: When a count is another one than a file's, or more than the file has room for.
     """
     for name in ("users", "source_items", "target_items"):
-        path, count = folder / f"{name}.parquet", counts[name]
+        path, count, what = folder / f"{name}.parquet", counts[name], name.replace("_", " ")
         try:
             parquet_scan(connection, path)
             query = f"SELECT sum(num_rows::HUGEINT) FROM parquet_file_metadata({sql_path(path)})"
             rows = connection.execute(query).fetchall()[0][0]
         except duckdb.Error as error:
             raise DataError(f"{path} is damaged ({one_line(error, first=True)}); prepare the dataset again") from error
-        if type(count) is not int or count != rows or count > IDS_PER_BYTE * path.stat().st_size:
+        size = path.stat().st_size
+        if type(count) is not int or count != rows or count > IDS_PER_BYTE * size:
             raise DataError(
-                f"{folder} is damaged: its {MANIFEST} counts {count!r} {name.replace('_', ' ')}, {path.name} has {rows} "
-                f"in {path.stat().st_size:,} bytes; prepare the dataset again"
+                f"{folder} is damaged: its {MANIFEST} counts {count!r} {what}, {path.name} has {rows} in {size:,} bytes; "
+                "prepare the dataset again"
             )
 
 

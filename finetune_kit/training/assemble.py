@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from finetune_kit.backbone import Backbone
-from finetune_kit.checkpoint import PRETRAINED, RUN, load_model, read_facts, refuse_other
+from finetune_kit.checkpoint import PRETRAINED, RUN, load_model, read_facts, read_shapes, refuse_other
 from finetune_kit.config import SECTIONS, Config, read_run, resolve_config
 from finetune_kit.data.labelled import for_task
 from finetune_kit.errors import CheckpointError, FinetuneKitError, PluginError, one_line
@@ -20,7 +20,7 @@ from finetune_kit.sections import label_of
 from finetune_kit.seeding import seeded
 from finetune_kit.strategy import Strategy
 from finetune_kit.task import ItemTask, LabelTask, Task
-from finetune_kit.training.sizes import refuse_other_shapes, refuse_too_large
+from finetune_kit.training.sizes import refuse_other_shapes, refuse_too_large, shapes_of
 
 if TYPE_CHECKING:
     from finetune_kit.data.dataset import Dataset
@@ -124,8 +124,22 @@ def load_base(folder: Path, config: Config, dataset: Dataset) -> dict[str, Tenso
         raise CheckpointError(f"{str(folder)!r} holds a {facts['kind']}, not a pre-trained backbone")
     refuse_other(facts, backbone_facts(config, dataset), folder)
     weights = part_of(tensors, BACKBONE)
-    refuse_other_shapes(lambda: build_backbone(config, dataset.num_source_items).state_dict(), weights, folder)
+    refuse_other_shapes(
+        lambda: build_backbone(config, dataset.num_source_items).state_dict(), shapes_of(weights), folder
+    )
     return weights
+
+
+def refuse_other_base(folder: Path, config: Config, dataset: Dataset) -> None:
+    """Raise if a pre-trained backbone is not that of a configuration and dataset; of its weights the header is read.
+
+    Raises:
+        CheckpointError: As `load_base` does.
+    """
+    facts, shapes = read_facts(folder), read_shapes(folder)
+    refuse_other(facts, backbone_facts(config, dataset), folder)
+    own = {name.removeprefix(BACKBONE): shape for name, shape in shapes.items() if name.startswith(BACKBONE)}
+    refuse_other_shapes(lambda: build_backbone(config, dataset.num_source_items).state_dict(), own, folder)
 
 
 def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -206,11 +220,13 @@ def load_run(folder: Path, dataset: Dataset, base: Path | None = None, options: 
         weights = load_base(base, config, dataset)
     sizes = dataset.num_source_items, dataset.num_target_items
     if is_merged(facts):
-        refuse_other_shapes(lambda: _whole_state(build_strategy(config, *sizes, None, Plain)), tensors, folder)
+        refuse_other_shapes(
+            lambda: _whole_state(build_strategy(config, *sizes, None, Plain)), shapes_of(tensors), folder
+        )
         strategy: Strategy = build_strategy(config, *sizes, part_of(tensors, BACKBONE), Plain)
         _load_weights(strategy.task, part_of(tensors, TASK))
     else:
-        refuse_other_shapes(lambda: build_strategy(config, *sizes, None).trained_state(), tensors, folder)
+        refuse_other_shapes(lambda: build_strategy(config, *sizes, None).trained_state(), shapes_of(tensors), folder)
         strategy = build_strategy(config, *sizes, weights)
         strategy.load_trained_state(tensors)
     return Run(folder, config, facts, dataset, strategy.eval())

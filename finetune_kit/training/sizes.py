@@ -80,12 +80,20 @@ def refuse_too_large(build: Callable[[], object], what: str) -> None:
         return
 
 
-def refuse_other_shapes(build: Callable[[], Mapping[str, Tensor]], weights: Mapping[str, Tensor], where: Path) -> None:
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of tensors by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def refuse_other_shapes(build: Callable[[], Mapping[str, Tensor]], found: Shapes, where: Path) -> None:
     """Raise if a model has not the shapes that its weights have.
 
     Args:
         build: Builds the model and returns its tensors by name.
-        weights: What was read from a file.
+        found: The shapes in a file, by name.
         where: The file's folder, for the error.
 
     Raises:
@@ -93,12 +101,11 @@ def refuse_other_shapes(build: Callable[[], Mapping[str, Tensor]], weights: Mapp
     """
     try:
         with _without_memory():
-            wanted = {name: tuple(tensor.shape) for name, tensor in build().items()}
+            wanted = shapes_of(build())
     except (_TooLargeError, OptionError) as error:
         raise CheckpointError(f"the weights in {str(where)!r} are not those of its configuration: {error}") from None
     except Exception:  # building it outright says what is wrong, or that nothing is
         return
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             raise CheckpointError(

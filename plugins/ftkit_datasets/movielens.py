@@ -164,8 +164,8 @@ def _refuse_bomb(path: Path, member: zipfile.ZipInfo) -> None:
     """Raise for a member that says it unpacks to far more than text does; what says less is cut there when read."""
     if member.file_size > HARMLESS + MOST_PACKED * member.compress_size:
         raise DataError(
-            f"{path}: {member.filename} unpacks from {member.compress_size:,} to {member.file_size:,} bytes, which text "
-            "does not; unpack it yourself if you trust it, and give the folder"
+            f"{path}: {member.filename} unpacks from {member.compress_size:,} to {member.file_size:,} bytes, which "
+            "text does not; unpack it yourself if you trust it, and give the folder"
         )
 
 
