@@ -15,9 +15,9 @@ from finetune_kit.comparison.results import Result, Results, Setting, row_name
 from finetune_kit.comparison.summary import lost_to_references, of_seeds
 from finetune_kit.errors import CheckpointError, OptionError, one_line
 from finetune_kit.files import write_json
-from finetune_kit.foreign import confined, read_json
+from finetune_kit.foreign import confined, read_json, refuse_name
 
-FILE, RUNS = "comparison.json", "runs"
+FILE = "comparison.json"
 MISSING = "missing: "
 """What a note on a run that is not there begins with."""
 
@@ -86,15 +86,19 @@ class Record:
             content: dict[str, Any] = read_json(path)
             for run in content["runs"]:
                 run["setting"] = Setting(**run["setting"])
-                place, _, name = run["folder"].partition("/")
-                if place != RUNS:
-                    raise ValueError(f"{run['folder']!r} is not below {RUNS}/")
-                confined(folder / RUNS, name)
+                _refuse_escape(folder, run["folder"])
             content["runs"] = tuple(Planned(**run) for run in content["runs"])
             content["notes"] = tuple(content["notes"])
             return cls(**content)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path} is damaged: {one_line(error)}; the same command writes it again") from error
+
+
+def _refuse_escape(folder: Path, name: str) -> None:
+    """Raise ``ValueError`` for a run's folder that is not below the comparison's; ``runs`` itself may be a link."""
+    place, _, rest = name.partition("/")
+    refuse_name(place)
+    confined(folder / place if rest else folder, rest or place)
 
 
 def refuse_foreign(folder: Path) -> None:

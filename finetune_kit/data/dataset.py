@@ -69,7 +69,10 @@ class Dataset:
         with connect() as connection:
             refuse_other_counts(path, manifest["counts"], connection)
             if not is_flat(path, checksum, manifest["counts"]["users"]):
-                write_flat(path, checksum, connection)
+                try:
+                    write_flat(path, checksum, connection)
+                except duckdb.Error as error:
+                    raise _damaged(path / "source.parquet", error) from error
         return cls(path, manifest)
 
     @property
@@ -190,8 +193,11 @@ class Dataset:
             try:
                 return connection.execute(query.format(parquet_scan(connection, self.path / name))).fetchnumpy()
             except duckdb.Error as error:
-                reason = one_line(error, first=True)
-                raise DataError(f"{self.path / name} is damaged ({reason}); prepare the dataset again") from error
+                raise _damaged(self.path / name, error) from error
+
+
+def _damaged(path: Path, error: duckdb.Error) -> DataError:
+    return DataError(f"{path} is damaged ({one_line(error, first=True)}); prepare the dataset again")
 
 
 def _labels(user: np.ndarray, values: np.ndarray, num_users: int) -> Labels:

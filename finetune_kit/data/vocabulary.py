@@ -35,8 +35,8 @@ def refuse_other_counts(folder: Path, counts: Mapping[str, Any], connection: duc
         size = path.stat().st_size
         if type(count) is not int or count != rows or count > IDS_PER_BYTE * size:
             raise DataError(
-                f"{folder} is damaged: its {MANIFEST} counts {count!r} {what}, {path.name} has {rows} in {size:,} bytes; "
-                "prepare the dataset again"
+                f"{folder} is damaged: its {MANIFEST} counts {count!r} {what}, {path.name} has {rows} in {size:,} "
+                "bytes; prepare the dataset again"
             )
 
 

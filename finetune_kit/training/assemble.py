@@ -20,7 +20,7 @@ from finetune_kit.sections import label_of
 from finetune_kit.seeding import seeded
 from finetune_kit.strategy import Strategy
 from finetune_kit.task import ItemTask, LabelTask, Task
-from finetune_kit.training.sizes import refuse_other_shapes, refuse_too_large, shapes_of
+from finetune_kit.training.sizes import Shapes, refuse_other_shapes, refuse_too_large, shapes_of
 
 if TYPE_CHECKING:
     from finetune_kit.data.dataset import Dataset
@@ -124,9 +124,7 @@ def load_base(folder: Path, config: Config, dataset: Dataset) -> dict[str, Tenso
         raise CheckpointError(f"{str(folder)!r} holds a {facts['kind']}, not a pre-trained backbone")
     refuse_other(facts, backbone_facts(config, dataset), folder)
     weights = part_of(tensors, BACKBONE)
-    refuse_other_shapes(
-        lambda: build_backbone(config, dataset.num_source_items).state_dict(), shapes_of(weights), folder
-    )
+    _refuse_other_backbone(config, dataset, shapes_of(weights), folder)
     return weights
 
 
@@ -139,7 +137,12 @@ def refuse_other_base(folder: Path, config: Config, dataset: Dataset) -> None:
     facts, shapes = read_facts(folder), read_shapes(folder)
     refuse_other(facts, backbone_facts(config, dataset), folder)
     own = {name.removeprefix(BACKBONE): shape for name, shape in shapes.items() if name.startswith(BACKBONE)}
-    refuse_other_shapes(lambda: build_backbone(config, dataset.num_source_items).state_dict(), own, folder)
+    _refuse_other_backbone(config, dataset, own, folder)
+
+
+def _refuse_other_backbone(config: Config, dataset: Dataset, found: Shapes, where: Path) -> None:
+    most = 4 * len(found) + 100  # a model of the weights' size makes no more on the way
+    refuse_other_shapes(lambda: build_backbone(config, dataset.num_source_items).state_dict(), found, where, most)
 
 
 def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -19,8 +19,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from finetune_kit.errors import CheckpointError, OptionError
 
-MOST_TENSORS = 20_000
-"""Parameter tensors of the largest model; the largest of ours has some hundred."""
+MOST_TENSORS = 10_000
+"""Parameter tensors of the largest model, those counted that are made on the way; the largest of ours has hundreds."""
 
 
 class _TooLargeError(Exception):
@@ -28,7 +28,7 @@ class _TooLargeError(Exception):
 
 
 @contextmanager
-def _without_memory() -> Iterator[None]:
+def _without_memory(most_tensors: int) -> Iterator[None]:
     """Build modules on the meta device; raise `_TooLargeError` as soon as they have more than the machine holds."""
     memory, seen = _memory(), {"tensors": 0, "bytes": 0}
 
@@ -38,8 +38,8 @@ def _without_memory() -> Iterator[None]:
             seen["bytes"] += parameter.numel() * parameter.element_size()
         if seen["bytes"] > memory:
             raise _TooLargeError(f"more than the {memory / 2**30:,.0f} GiB of memory that this machine has")
-        if seen["tensors"] > MOST_TENSORS:
-            raise _TooLargeError(f"more than {MOST_TENSORS:,} parameter tensors")
+        if seen["tensors"] > most_tensors:
+            raise _TooLargeError(f"more than {most_tensors:,} parameter tensors")
 
     hook: Any = register_module_parameter_registration_hook(count)
     try:
@@ -69,7 +69,7 @@ def refuse_too_large(build: Callable[[], object], what: str) -> None:
         OptionError: Saying which options to lower.
     """
     try:
-        with _without_memory():
+        with _without_memory(MOST_TENSORS):
             build()
     except _TooLargeError as error:
         raise OptionError(
@@ -88,19 +88,22 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def refuse_other_shapes(build: Callable[[], Mapping[str, Tensor]], found: Shapes, where: Path) -> None:
+def refuse_other_shapes(
+    build: Callable[[], Mapping[str, Tensor]], found: Shapes, where: Path, most_tensors: int = 0
+) -> None:
     """Raise if a model has not the shapes that its weights have.
 
     Args:
         build: Builds the model and returns its tensors by name.
         found: The shapes in a file, by name.
         where: The file's folder, for the error.
+        most_tensors: Parameter tensors that may be made on the way; 0 for `MOST_TENSORS`.
 
     Raises:
         CheckpointError: Naming the first that differs.
     """
     try:
-        with _without_memory():
+        with _without_memory(most_tensors or MOST_TENSORS):
             wanted = shapes_of(build())
     except (_TooLargeError, OptionError) as error:
         raise CheckpointError(f"the weights in {str(where)!r} are not those of its configuration: {error}") from None
