@@ -89,8 +89,8 @@ def refuse_bomb(path: Path) -> None:
                 unpacked += len(piece)
                 if unpacked > HARMLESS + MOST_PACKED * packed:
                     raise DataError(
-                        f"{path} unpacks from {packed:,} to more than {unpacked:,} bytes, which text does not; unpack it "
-                        "yourself if you trust it, and give that file"
+                        f"{path} unpacks from {packed:,} to more than {unpacked:,} bytes, which text does not; "
+                        "unpack it yourself if you trust it, and give that file"
                     )
     except (OSError, EOFError, zlib.error):  # damaged: its reader says so
         return

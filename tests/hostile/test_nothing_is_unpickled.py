@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from conftest import change_json
-from documents import ROOT
+from documents import ROOT, TINY
 from finetune_kit.cli.scaffold import TEMPLATES
 
 SOURCES = [path for folder in ("finetune_kit", "plugins", "examples") for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -100,6 +100,16 @@ def test_a_payload_in_a_run_never_runs(ftkit, sent, tmp_path, name):
         change_json(sent.run / "model.json", lambda facts: facts.update(hash=hashlib.sha256(content).hexdigest()))
     done = ftkit("evaluate", sent.run, "--data", sent.dataset)
     assert done.code == 2, done
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_payload_in_a_checkpoint_never_runs(ftkit, sent, tmp_path, monkeypatch):
+    monkeypatch.chdir(sent.run.parent)
+    (sent.run / "last").mkdir(exist_ok=True)
+    (sent.run / "last" / "state.safetensors").write_bytes(payload(".safetensors", tmp_path / "mark"))
+    (sent.run / "metrics.json").unlink()
+    words = ["--data", "ds", "--strategy", "uaf-hard", "--epochs", "1", "--output", "run", *TINY[2:], "--resume"]
+    assert ftkit("run", *words).code == 2
     assert not (tmp_path / "mark").exists()
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -92,6 +93,20 @@ def test_a_dataset_whose_file_is_a_link_elsewhere_is_refused(sent, tmp_path):
     (sent.dataset / "users.parquet").symlink_to(tmp_path / "elsewhere.parquet")
     with pytest.raises(DataError, match="leads out of the folder"):
         Dataset.open(sent.dataset)
+
+
+def test_inputs_are_for_the_record(ftkit, sent):
+    change_json(sent.dataset / "dataset.json", lambda manifest: manifest.update(inputs={"/dev/zero": {}, "../x": {}}))
+    assert ftkit("data", "inspect", sent.dataset).code == 0
+
+
+@pytest.mark.parametrize("name", ["os:system", "../plugin", "ftkit_uaf.hard:UafHard", "/tmp/evil.py"])
+@pytest.mark.parametrize("option", ['strategy = "uaf-hard"', 'backbone = "nextitnet"', 'trackers = ["jsonl"]'])
+def test_a_run_can_not_name_code(ftkit, sent, option, name):
+    text = (sent.run / "config.toml").read_text()
+    assert option in text
+    (sent.run / "config.toml").write_text(text.replace(option, re.sub('".*"', lambda found: f'"{name}"', option)))
+    assert_refused(ftkit("evaluate", sent.run), f"named '{name}'")
 
 
 def test_a_label_in_a_folders_name_does_not_lead_out():
