@@ -10,7 +10,7 @@ TEXT = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
 NAMED = re.findall(r"`(test_\w+\.py)::(test_\w+)`", TEXT)
 
 
-def tests_of(path: Path) -> set[str]:
+def written_in(path: Path) -> set[str]:
     nodes = ast.parse(path.read_text(encoding="utf-8")).body
     return {node.name for node in nodes if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
 
@@ -22,13 +22,13 @@ def lines() -> list[list[str]]:
 
 
 def test_every_test_that_is_named_is_there():
-    there = {path.name: tests_of(path) for path in Path(__file__).parent.glob("test_*.py")}
+    there = {path.name: written_in(path) for path in Path(__file__).parent.glob("test_*.py")}
     assert len(NAMED) > 30
     assert [f"{file}::{name}" for file, name in NAMED if name not in there.get(file, ())] == []
 
 
 def test_every_line_names_what_shows_it():
-    assert len(lines()) > 30
+    assert len(lines()) >= 30
     for cells in lines():
         assert re.fullmatch(r"(`test_\w+\.py::test_\w+`(, )?)+", cells[-1]), cells
 
@@ -48,6 +48,6 @@ def test_every_test_but_those_of_tools_is_named():
         "test_two_plugins_of_one_name_can_be_told_apart_by_their_distribution",
     }
     there = {
-        name for path in Path(__file__).parent.glob("test_*.py") if path != Path(__file__) for name in tests_of(path)
+        name for path in Path(__file__).parent.glob("test_*.py") if path != Path(__file__) for name in written_in(path)
     }
     assert there - {name for _, name in NAMED} == tools
