@@ -1,29 +1,14 @@
 """What the tests against hostile files share: a dataset, a base and a run to spoil copies of, and a command line."""
 
-import json
 import shutil
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from sent_files import Done, Sent
 
 from documents import TINY
 from finetune_kit.cli import main as command_line
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-class Sent(NamedTuple):
-    """What somebody sent: a dataset folder, a pre-trained backbone and a run."""
-
-    dataset: Path
-    base: Path
-    run: Path
 
 
 @pytest.fixture
@@ -67,20 +52,3 @@ def sent(made, tmp_path) -> Sent:
     config.write_text(config.read_text().replace(str(made.resolve()), str(folder.resolve())))
     (base,) = (folder / "pretrained").iterdir()
     return Sent(folder / "ds", base, folder / "run")
-
-
-def change_json(path: Path, change) -> None:
-    """Let a function change what a JSON file says."""
-    value = json.loads(path.read_text())
-    change(value)
-    path.write_text(json.dumps(value))
-
-
-def assert_refused(done: Done, *words: str) -> None:
-    """Check that a command said in one line what is wrong, among it some words."""
-    assert done.code == 2, done
-    lines = [line for line in done.err.splitlines() if line.startswith("ftkit: ")]
-    assert len(lines) == 1
-    assert "Traceback" not in done.err
-    for word in words:
-        assert word in lines[0]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sent_files import change_json
 
-from conftest import change_json
 from documents import ROOT, TINY
 from finetune_kit.cli.scaffold import TEMPLATES
 

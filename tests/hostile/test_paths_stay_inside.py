@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sent_files import assert_refused, change_json
 
-from conftest import assert_refused, change_json
 from documents import ROOT, TINY
 from finetune_kit.comparison.record import FILE, Record
 from finetune_kit.comparison.results import Setting

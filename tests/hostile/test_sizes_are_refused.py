@@ -12,8 +12,8 @@ import duckdb
 import numpy as np
 import pytest
 import torch
+from sent_files import assert_refused, change_json
 
-from conftest import assert_refused, change_json
 from finetune_kit.checkpoint import file_hash
 from finetune_kit.data import text
 from finetune_kit.data.dataset import Dataset

@@ -9,8 +9,8 @@ from importlib.metadata import EntryPoint
 from types import SimpleNamespace
 
 import pytest
+from sent_files import assert_refused
 
-from conftest import assert_refused
 from finetune_kit import plugins
 from finetune_kit.errors import UnknownNameError
 from finetune_kit.plugins import GROUP, Plugins
