@@ -17,8 +17,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # pyrefly: ignore[missing-import]  (installed on Python 3.10 alone)
 
-MOST_JSON, MOST_TOML = 16 * 2**20, 2**20
+MOST_JSON, MOST_TOML = 16 * 2**20, 2**16
 """Bytes of the largest JSON and TOML file that is read; ours have some kilobytes."""
+MOST_DOTS = 2000
+"""Dots on a line of TOML: the time to read a dotted key grows with the square of its length."""
 MOST_HEADER = 16 * 2**20
 """Bytes of the largest header of a safetensors file that is read: some hundred thousand tensors."""
 DEEPEST = 100
@@ -69,6 +71,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         ValueError: When it is no TOML, no UTF-8, larger than `MOST_TOML` or deeper than `DEEPEST`.
     """
     text = _bounded(path, MOST_TOML).decode("utf-8")
+    if max(line.count(".") for line in text.split("\n")) > MOST_DOTS:
+        raise ValueError(f"it has a line with more than {MOST_DOTS:,} dots")
     try:
         value = tomllib.loads(text)
     except RecursionError:

@@ -17,6 +17,7 @@ from sent_files import assert_refused, change_json
 from finetune_kit.checkpoint import file_hash
 from finetune_kit.data import text
 from finetune_kit.data.dataset import Dataset
+from finetune_kit.data.folder import describe_file
 from finetune_kit.errors import CheckpointError, DataError, OptionError
 from finetune_kit.foreign import DEEPEST, MOST_JSON, MOST_TOML, read_json, read_toml
 from finetune_kit.training import sizes
@@ -25,16 +26,24 @@ from finetune_kit.training.sizes import refuse_other_shapes, refuse_too_large
 MEMORY = 512 * 2**20
 
 
-def test_a_json_or_toml_file_that_is_too_large_or_too_deep_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("read", "most", "start", "depth"), [(read_json, MOST_JSON, "", 10**5), (read_toml, MOST_TOML, "a = ", 30_000)]
+)
+def test_a_json_or_toml_file_that_is_too_large_or_too_deep_is_refused(tmp_path, read, most, start, depth):
     path = tmp_path / "file"
-    for read, most, deep in ((read_json, MOST_JSON, '{"a": {}}'), (read_toml, MOST_TOML, "a = {}")):
-        path.write_text(deep.format("[" * 10**5 + "]" * 10**5) if "a =" in deep else "[" * 10**5 + "]" * 10**5)
-        with pytest.raises(ValueError, match=f"deeper than {DEEPEST}"):
-            read(path)
-        with path.open("wb") as file:
-            file.truncate(300 * 2**20)
-        with pytest.raises(ValueError, match=f"more than {most:,} bytes"):
-            read(path)
+    path.write_text(start + "[" * depth + "]" * depth)
+    with pytest.raises(ValueError, match=f"deeper than {DEEPEST}"):
+        read(path)
+    with path.open("wb") as file:
+        file.truncate(300 * 2**20)
+    with pytest.raises(ValueError, match=f"more than {most:,} bytes"):
+        read(path)
+
+
+def test_a_toml_file_whose_keys_take_for_ever_is_refused(tmp_path):
+    (tmp_path / "file").write_text(".".join("a" * 3000) + " = 1\n")
+    with pytest.raises(ValueError, match="dots"):
+        read_toml(tmp_path / "file")
 
 
 def test_a_json_file_may_nest_as_deep_as_ours_do(tmp_path):
@@ -194,7 +203,7 @@ def test_a_count_that_no_file_has_room_for_is_refused_though_the_file_claims_it(
 
     def change(manifest):
         manifest["counts"].update(source_items=900000)
-        manifest["files"]["source_items.parquet"]["bytes"] = path.stat().st_size
+        manifest["files"]["source_items.parquet"] = describe_file(path)
 
     change_json(sent.dataset / "dataset.json", change)
     with pytest.raises(DataError, match=r"counts 900000 source items, .* has 900000 in"):
