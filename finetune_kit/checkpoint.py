@@ -10,13 +10,12 @@ later version that adds a fact on which the weights' meaning depends is refused 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from finetune_kit import __version__
 from finetune_kit.environment import written_by
 from finetune_kit.errors import CheckpointError
 from finetune_kit.files import write_json, write_tensors
+from finetune_kit.foreign import read_json, refuse_large_header
 
 FORMAT_VERSION = 1
 PRETRAINED, RUN = "pretrained", "fine-tuned run"
@@ -62,13 +62,31 @@ def load_model(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     facts = read_facts(folder)
     path = folder / "model.safetensors"
     try:
+        refuse_large_header(path)
         found = file_hash(path)
         if found != facts["hash"]:
             raise CheckpointError(
                 f"{path} is damaged: its hash is {found}, {folder / 'model.json'} says {facts['hash']}"
             )
         return load_file(path), facts
-    except (OSError, SafetensorError) as error:
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{path} can't be read: {error}") from error
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the weights that `save_model` wrote; no more than the file's header is read.
+
+    Raises:
+        CheckpointError: When there are none, or the header is damaged.
+    """
+    path = folder / "model.safetensors"
+    try:
+        refuse_large_header(path)
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  (no mapping)
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path} can't be read: {error}") from error
 
 
@@ -80,7 +98,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """
     path = folder / "model.json"
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json(path)
     except FileNotFoundError:
         is_comparison = (folder / "comparison.json").exists()
         advice = f"its runs are in {str(folder / 'runs')!r}" if is_comparison else "name a finished run's folder"
@@ -110,7 +128,7 @@ def _refuse_incomplete(facts: Mapping[str, Any], path: Path) -> None:
     needed = {"hash", *NEEDED.get(facts.get("kind", RUN), set())}
     lacking = sorted(needed - facts.keys())
     base = facts.get("base")
-    if base is not None and not (isinstance(base, dict) and {"path", "hash"} <= base.keys()):
+    if base is not None and not (isinstance(base, dict) and all(type(base.get(k)) is str for k in ("path", "hash"))):
         lacking = ["base.path and base.hash"]
     if lacking:
         raise CheckpointError(f"{path} is damaged: it lacks {', '.join(lacking)}; copy or make the folder again")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +10,12 @@ from typing import Any
 
 from finetune_kit import __version__
 from finetune_kit.environment import written_by
-from finetune_kit.errors import CheckpointError, FinetuneKitError, OptionError, did_you_mean
+from finetune_kit.errors import CheckpointError, FinetuneKitError, OptionError, did_you_mean, one_line
+from finetune_kit.foreign import read_toml as parse_toml
 from finetune_kit.options import Options, resolve
 from finetune_kit.plugins import installed
 from finetune_kit.presets import PRESETS
 from finetune_kit.sections import DataOptions, EvaluationOptions, FinetuneOptions, PretrainOptions, RunOptions, label_of
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # pyrefly: ignore[missing-import]  (installed on Python 3.10 alone)
-
 
 SECTIONS = ("run", "data", "backbone", "pretrain", "finetune", "evaluation", "strategy")
 RECORDED = ("versions", "git", "files")
@@ -130,12 +124,11 @@ def read_toml(path: Path) -> dict[str, dict[str, Any]]:
         OptionError: For a file that is not there, is no TOML, or has options outside of sections.
     """
     try:
-        with path.open("rb") as file:
-            sections = tomllib.load(file)
+        sections = parse_toml(path)
     except OSError as error:
         raise OptionError(f"no configuration file {str(path)!r}: {error.strerror}") from None
     except ValueError as error:  # not TOML, or not even UTF-8
-        raise OptionError(f"{path}: not TOML: {error}") from None
+        raise OptionError(f"{path}: not TOML: {one_line(error)}") from None
     for name, table in sections.items():
         if not isinstance(table, dict):
             raise OptionError(f"{path}: the option {name!r} stands outside of a section; put it below one, e.g. [run]")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_kit.errors import CheckpointError, one_line
+from finetune_kit.foreign import read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,10 +51,10 @@ def write_table(path: Path, columns: Mapping[str, np.ndarray]) -> None:
 
 def read_table(path: Path) -> dict[str, np.ndarray]:
     """Return the columns of a Parquet table."""
-    import duckdb
+    from finetune_kit.data.database import connect, parquet_scan
 
-    with duckdb.connect() as connection:
-        return connection.read_parquet(str(path)).fetchnumpy()
+    with connect() as connection:
+        return connection.execute(f"SELECT * FROM {parquet_scan(connection, path)}").fetchnumpy()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -82,6 +83,6 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise CheckpointError(f"{str(folder)!r} is not finished: there is no {path.name}; go on with it by --resume")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError) as error:  # no file, no JSON, or not even UTF-8
         raise CheckpointError(f"{path} is damaged: {one_line(error)}; copy or make the folder again") from error

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from itertools import pairwise
 
 import pluggy
@@ -17,6 +19,10 @@ from finetune_kit.component import Component
 from finetune_kit.errors import PluginError, UnknownNameError, did_you_mean, one_line, unknown_name
 
 GROUP = "finetune_kit.plugins"
+BUILT_IN = "finetune-kit"
+"""The distribution whose plugins are always loaded."""
+ONLY = "FTKIT_PLUGINS"
+"""The environment variable that names the other distributions whose plugins may be imported; empty for none."""
 KINDS = {
     "strategy": "strategies",
     "backbone": "backbones",
@@ -37,6 +43,8 @@ class Loaded:
     version: str
     hooks: tuple[str, ...] = ()
     failure: str | None = None
+    file: str = "(none)"
+    is_left_out: bool = False
 
 
 class Plugins:
@@ -44,19 +52,24 @@ class Plugins:
 
     Args:
         found: Entry points to load; None takes those installed. Tests hand in their own.
+        only: Distributions whose plugins are imported beside the built-in ones; None imports all.
 
     Raises:
         PluginError: When two plugins have the same name, or offer components of one kind and name.
+        UnknownNameError: When ``only`` names a distribution that offers no plugin.
     """
 
-    def __init__(self, found: Iterable[EntryPoint] | None = None) -> None:
+    def __init__(self, found: Iterable[EntryPoint] | None = None, only: Collection[str] | None = None) -> None:
         self._manager = pluggy.PluginManager("ftkit")
         self._manager.add_hookspecs(hookspecs)
         self._components: dict[str, dict[str, Component]] = {kind: {} for kind in KINDS}
         self._owners: dict[tuple[str, str], str] = {}
         entries = sorted(entry_points(group=GROUP) if found is None else found, key=lambda entry: entry.name)
-        _refuse_clashes(entries)
-        self.loaded = [self._load(entry) for entry in entries]
+        chosen = entries if only is None else _from_distributions(entries, only)
+        _refuse_clashes(chosen)
+        self.loaded = [self._load(entry) for entry in chosen]
+        others = [entry for entry in entries if not any(entry is one for one in chosen)]
+        self.left_out = [replace(_about(entry), is_left_out=True) for entry in others]
 
     @property
     def failures(self) -> list[Loaded]:
@@ -81,6 +94,8 @@ class Plugins:
                     )
             disabled = ", ".join(repr(plugin.name) for plugin in self.failures)
             hint = f". Disabled plugins: {disabled}; see `ftkit plugins list`" if disabled else ""
+            if left_out := ", ".join(repr(plugin.name) for plugin in self.left_out):
+                hint += f". Plugins left out by --no-plugins or {ONLY}: {left_out}"
             raise UnknownNameError(f"{unknown_name(kind, name, self._components[kind])}{hint}")
         return self._components[kind][name]
 
@@ -90,9 +105,7 @@ class Plugins:
 
     def _load(self, entry: EntryPoint) -> Loaded:
         """Load one plugin and take its components, all or none; a failure is recorded, not raised."""
-        distribution = entry.dist.name if entry.dist else "(none)"
-        version = entry.dist.version if entry.dist else "(none)"
-        about = Loaded(entry.name, entry.value, distribution, version)
+        about = _about(entry)
         try:
             module = entry.load()
             self._manager.register(module, name=entry.name)
@@ -148,6 +161,33 @@ def _refuse_unknown_hooks(hooks: Iterable[str]) -> None:
             raise PluginError(f"no hook named {hook!r}.{did_you_mean(hook, known)} Hooks: {', '.join(known)}")
 
 
+def _about(entry: EntryPoint) -> Loaded:
+    """Return what is known of a plugin without importing it."""
+    top = entry.value.partition(":")[0].partition(".")[0]  # to find a module inside it, Python would import it
+    try:
+        spec = sys.modules[top].__spec__ if top in sys.modules else find_spec(top)
+    except ValueError:
+        spec = None
+    file = spec.origin if spec and spec.origin else "(none)"
+    names = (entry.dist.name, entry.dist.version) if entry.dist else ("(none)", "(none)")
+    return Loaded(entry.name, entry.value, *names, file=file)
+
+
+def _from_distributions(entries: list[EntryPoint], only: Collection[str]) -> list[EntryPoint]:
+    """Return the plugins of the built-in distribution and of those named; `ONLY` is where names come from."""
+    known = {_normal(entry.dist.name): entry.dist.name for entry in entries if entry.dist}
+    for name in only:
+        if _normal(name) not in known:
+            raise UnknownNameError(f"{ONLY}: {unknown_name('distribution with plugins', name, known.values())}")
+    wanted = {_normal(name) for name in (BUILT_IN, *only)}
+    return [entry for entry in entries if entry.dist and _normal(entry.dist.name) in wanted]
+
+
+def _normal(name: str) -> str:
+    """Return a distribution's name as package indexes compare it: ``My_Plugin`` is ``my-plugin``."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def _refuse_clashes(entries: list[EntryPoint]) -> None:
     for one, other in pairwise(entries):
         if one.name == other.name:
@@ -157,5 +197,6 @@ def _refuse_clashes(entries: list[EntryPoint]) -> None:
 
 @cache
 def installed() -> Plugins:
-    """Return the installed plugins, loaded once a process."""
-    return Plugins()
+    """Return the installed plugins, those alone that ``FTKIT_PLUGINS`` lets in, loaded once a process."""
+    names = os.environ.get(ONLY)
+    return Plugins(only=None if names is None else [name.strip() for name in names.split(",") if name.strip()])

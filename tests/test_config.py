@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from documents import ROOT
-from finetune_kit import config as module
 from finetune_kit.cli.sections import SECTIONS as LISTED
 from finetune_kit.config import SECTIONS, read_toml, resolve_config, to_toml
 from finetune_kit.errors import OptionError, UnknownNameError
+from finetune_kit.foreign import tomllib
 from finetune_kit.options import parse_assignments
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -21,7 +21,7 @@ VALUES = st.recursive(
 
 
 def through_toml(tables):
-    return module.tomllib.loads(to_toml(tables))
+    return tomllib.loads(to_toml(tables))
 
 
 @given(st.dictionaries(TEXT, st.dictionaries(TEXT, VALUES, max_size=4), max_size=3))

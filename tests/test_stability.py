@@ -82,7 +82,8 @@ def test_every_command_has_the_options_on_the_page_and_no_others():
         _, names, options, _ = line.split("|")
         told |= {name: set(re.findall(r"`(--[^`]+)`", options)) for name in re.findall(r"`([^`]+)`", names)}
     there = {line: options for line, options in commands(typer.main.get_command(main.app), "ftkit") if options}
-    assert there.pop("ftkit") == UNCOVERED
+    assert there["ftkit"] >= UNCOVERED
+    there["ftkit"] -= UNCOVERED
     assert told == there
 
 

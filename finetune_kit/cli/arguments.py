@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from finetune_kit.errors import OptionError
+from finetune_kit.foreign import one_name
 
 if TYPE_CHECKING:
     from finetune_kit.config import Config
@@ -152,7 +153,7 @@ def run_folder(config: Config, dataset: str, output: Path | None, *, resume: boo
         if not (resume and output.is_dir()):
             refuse_taken(output, overwrite=overwrite)
         return output
-    stem = Path("runs") / f"{config.run.strategy}-{dataset}-s{config.run.seed}-{_digest(config)}"
+    stem = Path("runs") / one_name(f"{config.run.strategy}-{dataset}-s{config.run.seed}-{_digest(config)}")
     taken = [stem, *(stem.with_name(f"{stem.name}-{n}") for n in range(2, 10_000))]
     free = next(n for n, folder in enumerate(taken) if not folder.exists())
     return taken[free - 1] if resume and free else taken[free]

@@ -7,6 +7,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 from finetune_kit.cli.output import print_json, stdout, table
+from finetune_kit.foreign import visible
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,6 +109,6 @@ def _print(data: TableData, heads: tuple[str, ...] = ("",)) -> None:
     made = table(data.title, *names, right=names[1:])
     made.columns[0].no_wrap = True
     for i, row in enumerate(data.rows):
-        cells = [Text(row[k], style=STYLES.get(data.marks.get((i, k), ""), "")) for k in columns]
+        cells = [Text(visible(row[k]), style=STYLES.get(data.marks.get((i, k), ""), "")) for k in columns]
         made.add_row(*cells, end_section=i + 1 in data.rules)
     stdout().print(made)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -11,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from finetune_kit.cli.output import print_json
 from finetune_kit.component import Component
 from finetune_kit.errors import OptionError, did_you_mean
+from finetune_kit.foreign import visible
 from finetune_kit.plugins import installed
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def inspect(
 
     facts = facts_of(Dataset.open(folder))
     if as_json:
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        print_json(facts)
     else:
         print_facts(facts)
 
@@ -156,10 +157,10 @@ def _report(output: Path, as_json: bool) -> None:
 
     facts = facts_of(Dataset.open(output))
     if as_json:
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        print_json(facts)
         return
     typer.echo(
-        f"prepared {output}: {facts['users']:,} users, "
+        f"prepared {visible(str(output))}: {facts['users']:,} users, "
         f"{facts['source']['events']:,} source events of {facts['source']['items']:,} items, "
         f"{facts['target']['events']:,} target events of {facts['target']['items']:,} items"
     )

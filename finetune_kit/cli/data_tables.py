@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from finetune_kit.cli.output import literal_console
+from finetune_kit.foreign import visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:
     """Print what `finetune_kit.data.inspect.inspect` returned on stdout."""
-    console = Console(highlight=False, markup=False)
+    console = literal_console()
     console.print(f"{facts['name']}: {facts['users']:,} users, fingerprint {facts['fingerprint'][:12]}")
     source, target, raw = facts["source"], facts["target"], facts["raw"]
     _print(
@@ -60,7 +65,7 @@ def _print_times(console: Console, times: Mapping[str, float | None] | None) -> 
 
 
 def _print(console: Console, title: str, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    table = Table(title=Text(title), title_justify="left", title_style="bold")
+    table = Table(title=Text(visible(title)), title_justify="left", title_style="bold")
     for place, name in enumerate(header):
         table.add_column(Text(name), justify="left" if place == 0 else "right")
     for row in rows:
@@ -69,4 +74,4 @@ def _print(console: Console, title: str, header: Iterable[str], rows: Iterable[I
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else f"{value:,}"
+    return visible(value) if isinstance(value, str) else f"{value:,}"

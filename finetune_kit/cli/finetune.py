@@ -66,12 +66,16 @@ def finetune(
     }
     if from_data is not None and data is None:
         raise OptionError("--from-data has no effect without --data; leave it out")
+    from finetune_kit.training.assemble import refuse_other_base
+
     origin = Origin.read(from_, has_other_data=data is not None)
     sections = origin.completed(arg.read_sections(config, set_, flags))
     with runner_of(sections, resume=resume, dry_run=dry_run) as runner:
         growth = origin.growth(runner, from_data)
         origin.keep_parts(runner, growth)
         base = origin.base if needs_base(runner) else None
+        if base is not None and growth is None:
+            refuse_other_base(base, runner.config, runner.dataset)
         if dry_run:
             print_plan(runner, base if growth is None else None, json)
             return

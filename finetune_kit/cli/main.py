@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 the user's mistake, 1 ours, 130 interrupted.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from traceback import walk_tb
 from typing import Annotated, Any
@@ -61,6 +62,9 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def options(
     traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")] = False,
+    no_plugins: Annotated[
+        bool, typer.Option("--no-plugins", help="Import no plugins but the built-in ones; see SECURITY.md.")
+    ] = False,
     version: Annotated[
         bool,
         typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_print_version),
@@ -68,6 +72,8 @@ def options(
 ) -> None:
     """Fine-tune sequential recommenders for cold users: strategies decide, per user, what is re-learned."""
     _STATE["traceback"] = traceback
+    if no_plugins:
+        os.environ["FTKIT_PLUGINS"] = ""  # so that processes started from here leave them out too
 
 
 _STATE = {"traceback": False}
@@ -76,6 +82,7 @@ _STATE = {"traceback": False}
 def main() -> None:
     """Run the command line and exit with its code."""
     from finetune_kit.errors import FinetuneKitError, one_line
+    from finetune_kit.foreign import visible
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
@@ -83,20 +90,21 @@ def main() -> None:
     except FinetuneKitError as error:
         if _STATE["traceback"]:
             raise
-        print(f"ftkit: {error}", file=sys.stderr)
+        print(f"ftkit: {visible(str(error))}", file=sys.stderr)
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except OSError as error:  # a full disk, a folder that can't be written
         if _STATE["traceback"]:
             raise
-        print(f"ftkit: {error.filename or 'reading or writing'}: {error.strerror}", file=sys.stderr)
+        what = visible(str(error.filename or "reading or writing"))
+        print(f"ftkit: {what}: {error.strerror}", file=sys.stderr)
         code = 2
     except Exception as error:
         if hasattr(error, "format_message"):
             code = _explain_usage(error)
         elif (plugin := _plugin_at_fault(error)) and not _STATE["traceback"]:
-            reason = one_line(error, with_type=True)
+            reason = visible(one_line(error, with_type=True))
             print(f"ftkit: the plugin {plugin!r} failed: {reason}; ftkit --traceback shows where", file=sys.stderr)
             code = 2
         else:
@@ -129,7 +137,9 @@ def _explain_usage(error: Any) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return 2
-    message = error.format_message().rstrip(".")
+    from finetune_kit.foreign import visible
+
+    message = visible(error.format_message()).rstrip(".")
     command = getattr(getattr(error, "ctx", None), "command_path", "ftkit")
     print(
         f"ftkit: {message[0].lower()}{message[1:]}{'' if message.endswith('?') else ';'} see `{command} --help`",

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from finetune_kit.cli.output import stderr
 
 PATIENCE = 2.0
 """Seconds before anything is said of steps: short work is silent."""
@@ -18,7 +18,7 @@ class Narration(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self._console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+        self._console = stderr()
         self._status = self._console.status("")
         self._step = ""
         self._lasts = False

@@ -59,8 +59,10 @@ class Origin:
         """The pre-trained backbone that the folder is, or that the run started from; None where it had none.
 
         Raises:
-            CheckpointError: When it is not there any more.
+            CheckpointError: When it is not there any more, or another.
         """
+        from finetune_kit.checkpoint import read_facts
+
         if not self._is_run:
             return self.folder
         if self.facts["base"] is None:
@@ -69,6 +71,11 @@ class Origin:
         if not base.is_dir():
             raise CheckpointError(
                 f"the base of {str(self.folder)!r} is no longer at {str(base)!r}; put it there, or name it with --from"
+            )
+        if (found := read_facts(base)["hash"]) != (was := self.facts["base"]["hash"]):
+            raise CheckpointError(
+                f"{str(self.folder)!r} was fine-tuned from the base with hash {was}; {str(base)!r} has {found}; put "
+                "that base there, or name another with --from"
             )
         return base
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from finetune_kit.foreign import visible, visible_json
 from finetune_kit.progress import Progress
 
 if TYPE_CHECKING:
@@ -17,21 +18,34 @@ if TYPE_CHECKING:
 
 def stdout() -> Console:
     """Return the console for results."""
-    from rich.console import Console
-
-    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    return literal_console(soft_wrap=not sys.stdout.isatty())
 
 
 def stderr() -> Console:
     """Return the console for progress and warnings."""
-    from rich.console import Console
+    return literal_console(stderr=True, soft_wrap=not sys.stderr.isatty())
 
-    return Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False)
+
+def literal_console(**options: Any) -> Console:
+    """Return a console that takes text as it is: names in it are anybody's, so markup and controls do nothing."""
+    from rich.console import Console
+    from rich.segment import Segment
+    from rich.text import Text
+
+    class Literal(Console):
+        def render_str(self, text: str, **given: Any) -> Text:
+            return super().render_str(visible(text, "\n"), **given)
+
+        def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):  # a `Text` comes here without `render_str`
+                yield segment if segment.control else segment._replace(text=visible(segment.text, "\n"))
+
+    return Literal(highlight=False, markup=False, emoji=False, **options)
 
 
 def print_json(value: Any) -> None:
     """Print a value as JSON on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(visible_json(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 def table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
@@ -47,13 +61,9 @@ def table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
 
 def warn(text: str) -> None:
     """Print one warning line on stderr."""
-    stderr().print(f"[yellow]warning:[/] {_escaped(text)}")
+    from rich.text import Text
 
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+    stderr().print(Text("warning: ", "yellow").append(visible(text), "default"))
 
 
 class ConsoleProgress(Progress):
@@ -73,10 +83,10 @@ class ConsoleProgress(Progress):
         from rich.progress import Progress as Bars
 
         columns = (
-            TextColumn("{task.description:9}"),
+            TextColumn("{task.description:9}", markup=False),
             BarColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Bars(*columns, console=self._console, transient=False) as bars:
             bar = bars.add_task(title, total=total, note="")
@@ -87,4 +97,4 @@ class ConsoleProgress(Progress):
         if text.startswith("warning: "):
             warn(text.removeprefix("warning: "))
         else:
-            self._console.print(_escaped(text))
+            self._console.print(text)

@@ -14,6 +14,7 @@ from finetune_kit.cli.output import ConsoleProgress, print_json, stdout, table, 
 if TYPE_CHECKING:
     from finetune_kit.cli.plugin_check import Finding
     from finetune_kit.component import Component
+    from finetune_kit.plugins import Loaded
 
 app = typer.Typer(help="List the installed plugins, begin one, check one.", no_args_is_help=True)
 
@@ -25,20 +26,23 @@ def plugins() -> None:
 
 @app.command("list")
 def list_plugins(json: Json = False) -> None:
-    """Show name, distribution, version, hooks and failure of every installed plugin."""
-    from rich.markup import escape
-
+    """Show name, distribution, version, hooks, file and failure of every installed plugin."""
     from finetune_kit.plugins import installed
 
-    loaded = installed().loaded
+    plugins = [*installed().loaded, *installed().left_out]
     if json:
-        print_json([asdict(plugin) for plugin in loaded])
+        print_json([asdict(plugin) for plugin in plugins])
         return
-    shown = table("", "plugin", "distribution", "version", "hooks")
-    for plugin in loaded:
-        hooks = ", ".join(plugin.hooks) if not plugin.failure else f"[red]disabled:[/] {escape(plugin.failure)}"
-        shown.add_row(plugin.name, plugin.distribution, plugin.version, hooks)
+    shown = table("", "plugin", "distribution", "version", "hooks", "file")
+    for plugin in plugins:
+        shown.add_row(plugin.name, plugin.distribution, plugin.version, _hooks_or_why_none(plugin), plugin.file)
     stdout().print(shown)
+
+
+def _hooks_or_why_none(plugin: Loaded) -> str:
+    if plugin.is_left_out:
+        return "left out, not imported"
+    return f"disabled: {plugin.failure}" if plugin.failure else ", ".join(plugin.hooks)
 
 
 @app.command("new")
@@ -120,15 +124,15 @@ def _print_findings(findings: list[Finding]) -> None:
     """Print a table per component, and how many promises were kept."""
     from itertools import groupby
 
-    from rich.markup import escape
+    from rich.text import Text
 
     for (plugin, kind, component), promises in groupby(findings, key=lambda one: one[:3]):
         shown = table(
             f"{kind} {component}" if kind == "plugin" else f"{kind} {component}, of plugin {plugin}", "", "promise"
         )
         for one in promises:
-            reason = f"\n[dim]{escape(one.reason)}[/]" if one.reason else ""
-            shown.add_row(f"[{COLOURS[one.state]}]{one.state}[/]", f"{escape(one.promise)}{reason}")
+            reason = Text(f"\n{one.reason}" if one.reason else "", "dim")
+            shown.add_row(Text(one.state, COLOURS[one.state]), Text(one.promise).append_text(reason))
         stdout().print(shown)
     counts = {state: sum(one.state == state for one in findings) for state in COLOURS}
     print(", ".join(f"{count} {state}" for state, count in counts.items() if count or state == "kept"))

@@ -31,6 +31,7 @@ def dataset_of(folder: Path, data: str | None, otherwise: str, option: str = "--
     """
     from finetune_kit.config import read_run
     from finetune_kit.data.dataset import Dataset
+    from finetune_kit.data.folder import read_manifest
     from finetune_kit.data.named import resolve_dataset
 
     files = read_run(folder)["files"]
@@ -39,13 +40,13 @@ def dataset_of(folder: Path, data: str | None, otherwise: str, option: str = "--
         raise CheckpointError(
             f"the dataset of {str(folder)!r} is no longer at {str(path)!r}; say with {option} where it is"
         )
-    dataset = Dataset.open(path)
+    dataset = Dataset(path, read_manifest(path))  # not opened yet: opening may write arrays into its folder
     if dataset.fingerprint != (was := files["dataset_fingerprint"]):
         raise CheckpointError(
             f"{str(folder)!r} was trained on the dataset with fingerprint {was[:12]}, {str(path)!r} has "
             f"{dataset.fingerprint[:12]}; {otherwise}"
         )
-    return dataset
+    return Dataset.open(path)
 
 
 def print_result(folder: Path, as_json: bool) -> None:

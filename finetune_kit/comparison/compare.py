@@ -18,6 +18,7 @@ from finetune_kit.config import Config, resolve_config
 from finetune_kit.data.dataset import Dataset
 from finetune_kit.data.labelled import for_task
 from finetune_kit.data.named import resolve_dataset
+from finetune_kit.foreign import one_name
 from finetune_kit.options import resolve
 from finetune_kit.plugins import installed
 from finetune_kit.progress import Progress
@@ -165,4 +166,4 @@ def _is_default(config: Config, section: str, option: str) -> bool:
 
 
 def _default_folder(dataset: str, task: str) -> Path:
-    return Path("runs") / "-".join(["compare", dataset, *task.split(":")[1:]])
+    return Path("runs") / one_name("-".join(["compare", dataset, *task.split(":")[1:]]))

@@ -13,6 +13,7 @@ from finetune_kit.comparison.results import Setting
 from finetune_kit.comparison.variations import Variation, Variations, refuse_contradictions, variations_of
 from finetune_kit.config import SECTIONS, Config, resolve_config
 from finetune_kit.errors import OptionError
+from finetune_kit.foreign import one_name
 from finetune_kit.sections import label_of
 
 NOT_DECIDING = ("data", "trackers", "preset", "device")
@@ -85,7 +86,7 @@ class Cell:
         decides = {"dataset": fingerprint, **deciding(self.config, defaults=False)}
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
         run = self.config.run
-        return f"{run.strategy}-{run.backbone}-f{self.config.data.fraction:g}-s{run.seed}-{digest}"
+        return one_name(f"{run.strategy}-{run.backbone}-f{self.config.data.fraction:g}-s{run.seed}-{digest}")
 
 
 def deciding(config: Config, *, defaults: bool = True) -> dict[str, dict[str, Any]]:

@@ -13,8 +13,9 @@ from finetune_kit.comparison.control import collapse_notes, control_notes
 from finetune_kit.comparison.provenance import base_notes, code_notes
 from finetune_kit.comparison.results import Result, Results, Setting, row_name
 from finetune_kit.comparison.summary import lost_to_references, of_seeds
-from finetune_kit.errors import CheckpointError, OptionError
+from finetune_kit.errors import CheckpointError, OptionError, one_line
 from finetune_kit.files import write_json
+from finetune_kit.foreign import confined, read_json, refuse_name
 
 FILE = "comparison.json"
 MISSING = "missing: "
@@ -76,17 +77,28 @@ class Record:
         """Return what ``comparison.json`` says.
 
         Raises:
-            CheckpointError: When there is none.
+            CheckpointError: When there is none, it is damaged, or it names a run that is not in the folder.
         """
         path = folder / FILE
         if not path.exists():
             raise CheckpointError(f"{str(folder)!r} is no comparison: there is no {FILE}; `ftkit compare` makes one")
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for run in content["runs"]:
-            run["setting"] = Setting(**run["setting"])
-        content["runs"] = tuple(Planned(**run) for run in content["runs"])
-        content["notes"] = tuple(content["notes"])
-        return cls(**content)
+        try:
+            content: dict[str, Any] = read_json(path)
+            for run in content["runs"]:
+                run["setting"] = Setting(**run["setting"])
+                _refuse_escape(folder, run["folder"])
+            content["runs"] = tuple(Planned(**run) for run in content["runs"])
+            content["notes"] = tuple(content["notes"])
+            return cls(**content)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} is damaged: {one_line(error)}; the same command writes it again") from error
+
+
+def _refuse_escape(folder: Path, name: str) -> None:
+    """Raise ``ValueError`` for a run's folder that is not below the comparison's; ``runs`` itself may be a link."""
+    place, _, rest = name.partition("/")
+    refuse_name(place)
+    confined(folder / place if rest else folder, rest or place)
 
 
 def refuse_foreign(folder: Path) -> None:

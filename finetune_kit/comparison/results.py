@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ import numpy as np
 
 from finetune_kit.errors import CheckpointError
 from finetune_kit.files import read_table
+from finetune_kit.foreign import read_json
 
 LABEL_METRICS = ("accuracy", "f1_macro")
 """Metrics of a profile label; there is no ranking protocol then."""
@@ -170,7 +170,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         CheckpointError: When it can't be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise _damaged(path) from error
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
+
+from finetune_kit.foreign import visible
 
 Mark = Literal["best", "second"]
 
@@ -34,12 +37,12 @@ class TableData:
 
     def to_markdown(self) -> str:
         """Return a Markdown table, best in bold, second best in italics; an empty row stands for a rule."""
-        rows = self._styled({"best": "**{}**".format, "second": "*{}*".format}, lambda text: text.replace("|", r"\|"))
+        rows = self._styled({"best": "**{}**".format, "second": "*{}*".format}, str)
         lines = [_piped(self.columns), "|" + " --- |" + " ---: |" * (len(self.columns) - 1)]
         for index, row in enumerate(rows):
             lines += [_piped([""] * len(row))] if index in self.rules else []
             lines.append(_piped(row))
-        return "\n".join([*lines, "", self.caption, ""])
+        return "\n".join([*lines, "", markdown(self.caption), ""])
 
     def to_csv(self) -> str:
         """Return the cells as CSV, without marks and rules."""
@@ -88,8 +91,13 @@ _LATEX = {
 
 def latex(text: str) -> str:
     """Return text with what LaTeX would read as commands escaped."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    return "".join(_LATEX.get(character, character) for character in visible(text))
+
+
+def markdown(text: str) -> str:
+    """Return text in one line with what Markdown would read as HTML or as a link escaped."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", visible(text)).replace("](", r"]\(")
 
 
 def _piped(cells: list[str] | tuple[str, ...]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(markdown(cell).replace("|", r"\|") for cell in cells) + " |"

@@ -12,6 +12,7 @@ from finetune_kit.comparison import summary
 from finetune_kit.comparison.control import Control, control_table, controls
 from finetune_kit.comparison.results import Result, Results
 from finetune_kit.comparison.statistics import CAVEAT, METHODS, test_pairs
+from finetune_kit.comparison.table import markdown
 from finetune_kit.comparison.tables import cost_table, main_tables, pair_tables
 from finetune_kit.files import write_text
 
@@ -24,9 +25,9 @@ def write_tables(results: Results, folder: Path) -> None:
     """
     control = control_table(results)
     tables = [*main_tables(results), *([control] if control else []), cost_table(results), *pair_tables(results)]
-    notes = "\n".join(f"* {note}" for note in results.notes)
+    notes = "\n".join(f"* {markdown(note)}" for note in results.notes)
     text = "\n".join(table.to_markdown() for table in tables)
-    write_text(folder / "tables.md", f"# {results.dataset}, {results.task}\n\n{text}\n{notes}\n")
+    write_text(folder / "tables.md", f"# {markdown(f'{results.dataset}, {results.task}')}\n\n{text}\n{notes}\n")
     head = "% needs the packages booktabs and, before TeX Live 2018, inputenc with utf8\n"
     write_text(folder / "table.tex", head + "\n".join(table.to_latex() for table in tables))
     write_text(folder / "table.csv", _csv(results))

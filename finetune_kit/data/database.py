@@ -15,6 +15,9 @@ from finetune_kit.errors import DataError, one_line
 MAX_THREADS = 4
 """Every thread sorts and joins in buffers of its own: with dozens, a small memory limit can't be kept."""
 
+MOST_VALUES, VALUES_PER_BYTE = 1_000_000, 16
+"""How many values per column a Parquet file may claim, and how many more per byte of it."""
+
 
 def connect(path: Path | None = None, settings: Mapping[str, Any] | None = None) -> duckdb.DuckDBPyConnection:
     """Return a connection to a database on disk, or in memory without a path.
@@ -84,6 +87,23 @@ def sql_text(text: str | Path) -> str:
 def sql_name(name: str) -> str:
     """Return a name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def parquet_scan(connection: duckdb.DuckDBPyConnection, path: Path) -> str:
+    """Return SQL that reads one Parquet file and nothing else: names of folders such as ``user=7`` add no column.
+
+    Raises:
+        DataError: When the file claims more values than its bytes can be worth: they would fill memory.
+        duckdb.Error: When it is no Parquet file.
+    """
+    claimed = connection.execute(
+        "SELECT max(n) FROM (SELECT sum(num_values::HUGEINT) AS n FROM "
+        f"parquet_metadata({sql_path(path)}) GROUP BY path_in_schema)"
+    ).fetchall()[0][0]
+    size = path.stat().st_size
+    if (claimed or 0) > MOST_VALUES + VALUES_PER_BYTE * size:
+        raise DataError(f"{path} claims {claimed:,} values in {size:,} bytes, which can't be; write the file again")
+    return f"read_parquet({sql_path(path)}, hive_partitioning = false)"
 
 
 def sql_path(path: Path) -> str:

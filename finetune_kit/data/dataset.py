@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import duckdb
 import numpy as np
 
-from finetune_kit.data.database import connect, sql_path
+from finetune_kit.data.database import connect, parquet_scan
 from finetune_kit.data.flat import ITEMS, OFFSETS, is_flat, write_flat
 from finetune_kit.data.folder import read_manifest
-from finetune_kit.data.vocabulary import read_vocabulary
+from finetune_kit.data.vocabulary import read_vocabulary, refuse_other_counts
 from finetune_kit.errors import DataError, one_line
 
 KEPT = 2**22
@@ -66,9 +66,13 @@ class Dataset:
         path = Path(path)
         manifest = read_manifest(path)
         checksum = manifest["files"]["source.parquet"]["sha256"]
-        if not is_flat(path, checksum):
-            with connect() as connection:
-                write_flat(path, checksum, connection)
+        with connect() as connection:
+            refuse_other_counts(path, manifest["counts"], connection)
+            if not is_flat(path, checksum, manifest["counts"]["users"]):
+                try:
+                    write_flat(path, checksum, connection)
+                except duckdb.Error as error:
+                    raise _damaged(path / "source.parquet", error) from error
         return cls(path, manifest)
 
     @property
@@ -131,7 +135,8 @@ class Dataset:
     @cached_property
     def source_items(self) -> np.ndarray:
         """All users' source items one after another, ``(num_events,)`` int32, memory-mapped."""
-        return np.load(self.path / ITEMS, mmap_mode="r").view(np.ndarray)  # indexes faster than a memmap
+        mapped = np.load(self.path / ITEMS, mmap_mode="r", allow_pickle=False)
+        return mapped.view(np.ndarray)  # indexes faster than a memmap
 
     def sequences(self, users: np.ndarray, max_length: int, skip_latest: np.ndarray | int = 0) -> np.ndarray:
         """Return users' source sequences, left-padded with 0, the most recent items kept.
@@ -181,15 +186,18 @@ class Dataset:
 
     @cached_property
     def _offsets(self) -> np.ndarray:
-        return np.load(self.path / OFFSETS)
+        return np.load(self.path / OFFSETS, allow_pickle=False)
 
     def _read(self, name: str, query: str) -> dict[str, np.ndarray]:
         with connect() as connection:
             try:
-                return connection.execute(query.format(f"read_parquet({sql_path(self.path / name)})")).fetchnumpy()
+                return connection.execute(query.format(parquet_scan(connection, self.path / name))).fetchnumpy()
             except duckdb.Error as error:
-                reason = one_line(error, first=True)
-                raise DataError(f"{self.path / name} is damaged ({reason}); prepare the dataset again") from error
+                raise _damaged(self.path / name, error) from error
+
+
+def _damaged(path: Path, error: duckdb.Error) -> DataError:
+    return DataError(f"{path} is damaged ({one_line(error, first=True)}); prepare the dataset again")
 
 
 def _labels(user: np.ndarray, values: np.ndarray, num_users: int) -> Labels:

@@ -16,8 +16,9 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from finetune_kit.data.database import sql_path
+from finetune_kit.data.database import parquet_scan
 from finetune_kit.errors import DataError
+from finetune_kit.foreign import read_json
 
 ITEMS, OFFSETS, STAMP = "source.items.npy", "source.offsets.npy", "source.flat.json"
 EVENTS_AT_ONCE = 2_000_000
@@ -39,14 +40,33 @@ def user_ranges(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
         first = last
 
 
-def is_flat(folder: Path, checksum: str) -> bool:
-    """Return whether the flat arrays are there and made of the ``source.parquet`` with that SHA-256."""
+def is_flat(folder: Path, checksum: str, num_users: int) -> bool:
+    """Return whether the flat arrays are there, whole, and made of the ``source.parquet`` with that SHA-256."""
     try:
-        stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
+        stamp = read_json(folder / STAMP)
         sizes = {name: (folder / name).stat().st_size for name in (ITEMS, OFFSETS)}
     except (OSError, ValueError):
         return False
-    return stamp == {"source.parquet": checksum, "bytes": sizes}
+    if stamp != {"source.parquet": checksum, "bytes": sizes}:
+        return False
+    if _length(folder / OFFSETS, np.dtype(np.int64)) != num_users + 1:
+        return False
+    offsets = np.load(folder / OFFSETS, allow_pickle=False)
+    num_events = _length(folder / ITEMS, np.dtype(np.int32))
+    return bool(offsets[0] == 0 and offsets[-1] == num_events and (np.diff(offsets) >= 0).all())
+
+
+def _length(path: Path, dtype: np.dtype) -> int | None:
+    """Return how many numbers an array's file holds; None if its header says anything but what its size does."""
+    try:
+        with path.open("rb") as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                return None
+            shape, _, found = np.lib.format.read_array_header_1_0(file)
+            num_bytes = path.stat().st_size - file.tell()
+    except (OSError, ValueError):
+        return None
+    return shape[0] if found == dtype and len(shape) == 1 and shape[0] * dtype.itemsize == num_bytes else None
 
 
 def write_flat(folder: Path, checksum: str, connection: duckdb.DuckDBPyConnection) -> None:
@@ -60,7 +80,7 @@ def write_flat(folder: Path, checksum: str, connection: duckdb.DuckDBPyConnectio
     Raises:
         DataError: When the file's users are not 1, 2, 3, …, or the folder can't be written.
     """
-    scan = f"read_parquet({sql_path(folder / 'source.parquet')})"
+    scan = parquet_scan(connection, folder / "source.parquet")
     lengths = _read_lengths(connection, scan, folder)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     with tempfile.TemporaryDirectory(prefix=".flat.", dir=_writable(folder)) as temporary:

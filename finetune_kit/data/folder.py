@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 
 from finetune_kit.environment import written_by
 from finetune_kit.errors import DataError
+from finetune_kit.foreign import confined, read_json, refuse_name
 
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
@@ -44,9 +44,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not is_dataset(path):
         raise DataError(f"{path} is no dataset: it has no {MANIFEST}; make one with `ftkit data prepare`")
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(path / MANIFEST)
         version = manifest["format_version"]
         lacking = _lacking(manifest) if version == FORMAT_VERSION else []
+        if version == FORMAT_VERSION and not lacking:
+            _refuse_escapes(path, manifest)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path / MANIFEST} is damaged ({error}); prepare the dataset again") from error
     if lacking:
@@ -66,6 +68,14 @@ def _lacking(manifest: dict[str, Any]) -> list[str]:
     within = {key: [part for part in parts if part not in manifest.get(key, parts)] for key, parts in PARTS.items()}
     cut = [name for name, told in manifest.get("files", {}).items() if not {"bytes", "sha256"} <= told.keys()]
     return lacking + [f"{key}.{part}" for key, parts in {**within, "whole files": cut}.items() for part in parts]
+
+
+def _refuse_escapes(path: Path, manifest: dict[str, Any]) -> None:
+    """Raise ``ValueError`` for names that would lead out of the folder, or out of one named after the dataset."""
+    refuse_name(manifest["name"])
+    for name in manifest["files"]:
+        refuse_name(name)
+        confined(path, name)
 
 
 def _check_files(path: Path, manifest: dict[str, Any]) -> None:

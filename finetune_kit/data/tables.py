@@ -9,15 +9,13 @@ from pathlib import Path
 
 import duckdb
 
-from finetune_kit.data.database import sql_name, sql_path, sql_text
+from finetune_kit.data.database import parquet_scan, sql_name, sql_path, sql_text
 from finetune_kit.data.preparation import Preparation
-from finetune_kit.data.text import TextFormat, header_names, line_of_byte, line_of_record
+from finetune_kit.data.text import MAX_LINE, TextFormat, header_names, line_of_byte, line_of_record, refuse_bomb
 from finetune_kit.errors import DataError, did_you_mean, one_line
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
-MAX_LINE = 1 << 24
-"""The longest line of text that is read, in bytes: one user's whole history may be one line."""
 
 
 @dataclass
@@ -99,7 +97,7 @@ def load_files(
         _require(path, columns.values(), names, advice)
         if path.suffix.lower() == ".parquet":
             with _readable(path):
-                _append(table, path, None, columns, f"read_parquet({sql_path(path)})")
+                _append(table, path, None, columns, parquet_scan(preparation.connection, path))
             _refuse_empty(table)
         else:
             append_text(table, path, TextFormat(DELIMITERS[_suffix(path)]), columns)
@@ -118,7 +116,9 @@ def column_names(preparation: Preparation, path: Path) -> tuple[str, ...]:
     if suffix != ".parquet":
         raise DataError(f"{path}: can't tell its format; the name must end in {', '.join(SUFFIXES)}")
     with _readable(path):
-        rows = preparation.connection.execute(f"DESCRIBE SELECT * FROM read_parquet({sql_path(path)})").fetchall()
+        rows = preparation.connection.execute(
+            f"DESCRIBE SELECT * FROM {parquet_scan(preparation.connection, path)}"
+        ).fetchall()
     return tuple(row[0] for row in rows)
 
 
@@ -134,6 +134,8 @@ def append_text(table: RawTable, path: Path, text: TextFormat, columns: dict[str
     """
     names = text.names or header_names(path, text)
     _require(path, columns.values(), names, "")
+    if path.suffix == ".gz":
+        refuse_bomb(path)
     settings = {
         "columns": "{" + ", ".join(f"{sql_text(name)}: 'VARCHAR'" for name in names) + "}",
         "auto_detect": "false",
@@ -143,6 +145,7 @@ def append_text(table: RawTable, path: Path, text: TextFormat, columns: dict[str
         "escape": sql_text(text.quote),
         "encoding": sql_text(text.encoding),
         "max_line_size": str(MAX_LINE),
+        "hive_partitioning": "false",  # names of folders such as user=7 are no columns
         "store_rejects": "true",  # rows of another width are set aside with their place in the file
     }
     reader = ", ".join(f"{key} = {value}" for key, value in settings.items())

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import csv
 import gzip
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
 from finetune_kit.errors import DataError
+
+MAX_LINE = 1 << 24
+"""The longest line of text that is read, in bytes: one user's whole history may be one line."""
+HARMLESS, MOST_PACKED = 2**26, 100
+"""Bytes that a gzip file may unpack to, and how many more per packed byte; tables of events have 5 to 20."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ def header_names(path: Path, text: TextFormat) -> tuple[str, ...]:
     """
     try:
         with _open(path) as file:
-            lines = (line.decode("utf-8-sig") for line in file)
+            lines = (line.decode("utf-8-sig") for line in bounded_lines(file, path))
             quoting = csv.QUOTE_MINIMAL if text.quote else csv.QUOTE_NONE
             names = next(csv.reader(lines, delimiter=text.delimiter, quotechar=text.quote or None, quoting=quoting), [])
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
@@ -56,6 +62,38 @@ def header_names(path: Path, text: TextFormat) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise DataError(f"{path} names a column twice: {', '.join(names)}")
     return tuple(names)
+
+
+def bounded_lines(file: IO[bytes], path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file with their ends.
+
+    Raises:
+        DataError: For a line longer than `MAX_LINE`.
+    """
+    while line := file.readline(MAX_LINE + 1):
+        if len(line) > MAX_LINE:
+            raise DataError(f"{path} has a line of more than {MAX_LINE:,} bytes; is it a table?")
+        yield line
+
+
+def refuse_bomb(path: Path) -> None:
+    """Raise for a gzip file that unpacks to far more than text does.
+
+    Raises:
+        DataError: Naming both sizes.
+    """
+    packed, unpacked = path.stat().st_size, 0
+    try:
+        with gzip.open(path) as file:
+            while piece := file.read(1 << 20):
+                unpacked += len(piece)
+                if unpacked > HARMLESS + MOST_PACKED * packed:
+                    raise DataError(
+                        f"{path} unpacks from {packed:,} to more than {unpacked:,} bytes, which text does not; "
+                        "unpack it yourself if you trust it, and give that file"
+                    )
+    except (OSError, EOFError, zlib.error):  # damaged: its reader says so
+        return
 
 
 def _open(path: Path) -> IO[bytes]:

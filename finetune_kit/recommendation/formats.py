@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Literal, cast
 
 from finetune_kit.data.tables import DELIMITERS
+from finetune_kit.data.text import bounded_lines
 from finetune_kit.errors import DataError
 
 Kind = Literal["parquet", "delimited", "json"]
@@ -54,7 +55,7 @@ def read_lines(path: Path) -> Iterator[str]:
     number = 0
     try:
         with _open(path) as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(bounded_lines(file, path), 1):
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}, line {number}: no UTF-8 text ({error.reason}); write the file in UTF-8") from error

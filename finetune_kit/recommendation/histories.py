@@ -9,7 +9,7 @@ from itertools import chain
 
 import duckdb
 
-from finetune_kit.data.database import sql_name, sql_path
+from finetune_kit.data.database import parquet_scan, sql_name
 from finetune_kit.data.tables import MAX_LINE
 from finetune_kit.data.text import TextFormat, header_names
 from finetune_kit.errors import DataError, one_line
@@ -47,9 +47,10 @@ def read_histories(layout: Layout, workshop: Workshop) -> Iterator[tuple[str, It
 
 
 def _parquet_rows(layout: Layout, workshop: Workshop) -> Iterator[tuple[str, str, list[str]]]:
-    connection, scan = workshop.connection.cursor(), f"read_parquet({sql_path(layout.path)})"
+    connection = workshop.connection.cursor()
     user, items = sql_name(layout.user), sql_name(layout.column)
     try:
+        scan = parquet_scan(connection, layout.path)
         kind = connection.execute(f"SELECT typeof({items}) FROM {scan} LIMIT 1").fetchall()
         if kind and not kind[0][0].endswith("]"):
             raise DataError(

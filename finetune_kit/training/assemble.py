@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from torch.nn import Module
 
 from finetune_kit.backbone import Backbone
-from finetune_kit.checkpoint import PRETRAINED, RUN, load_model, read_facts, refuse_other
+from finetune_kit.checkpoint import PRETRAINED, RUN, load_model, read_facts, read_shapes, refuse_other
 from finetune_kit.config import SECTIONS, Config, read_run, resolve_config
 from finetune_kit.data.labelled import for_task
 from finetune_kit.errors import CheckpointError, FinetuneKitError, PluginError, one_line
@@ -19,6 +20,7 @@ from finetune_kit.sections import label_of
 from finetune_kit.seeding import seeded
 from finetune_kit.strategy import Strategy
 from finetune_kit.task import ItemTask, LabelTask, Task
+from finetune_kit.training.sizes import Shapes, refuse_other_shapes, refuse_too_large, shapes_of
 
 if TYPE_CHECKING:
     from finetune_kit.data.dataset import Dataset
@@ -35,6 +37,7 @@ def build_backbone(config: Config, num_items: int) -> Backbone:
     """
     name = config.run.backbone
     backbone = installed().component("backbone", name).load()
+    refuse_too_large(lambda: backbone(num_items, config.data.max_length, config.backbone), f"the backbone {name!r}")
     with seeded(config.run.seed, "backbone"):
         try:
             return backbone(num_items, config.data.max_length, config.backbone)
@@ -74,7 +77,7 @@ def build_strategy(
     """
     backbone = build_backbone(config, num_source_items)
     if base is not None:
-        backbone.load_state_dict(base)
+        _load_weights(backbone, base)
     strategy = kind or installed().component("strategy", config.run.strategy).load()
     options = config.strategy if kind is None else None
     with seeded(config.run.seed, "strategy"):
@@ -120,12 +123,49 @@ def load_base(folder: Path, config: Config, dataset: Dataset) -> dict[str, Tenso
     if facts["kind"] != PRETRAINED:
         raise CheckpointError(f"{str(folder)!r} holds a {facts['kind']}, not a pre-trained backbone")
     refuse_other(facts, backbone_facts(config, dataset), folder)
-    return part_of(tensors, BACKBONE)
+    weights = part_of(tensors, BACKBONE)
+    _refuse_other_backbone(config, dataset, shapes_of(weights), folder)
+    return weights
+
+
+def refuse_other_base(folder: Path, config: Config, dataset: Dataset) -> None:
+    """Raise if a pre-trained backbone is not that of a configuration and dataset; of its weights the header is read.
+
+    Raises:
+        CheckpointError: As `load_base` does.
+    """
+    facts, shapes = read_facts(folder), read_shapes(folder)
+    refuse_other(facts, backbone_facts(config, dataset), folder)
+    own = {name.removeprefix(BACKBONE): shape for name, shape in shapes.items() if name.startswith(BACKBONE)}
+    _refuse_other_backbone(config, dataset, own, folder)
+
+
+def _refuse_other_backbone(config: Config, dataset: Dataset, found: Shapes, where: Path) -> None:
+    most = 4 * len(found) + 100  # a model of the weights' size makes no more on the way
+    refuse_other_shapes(lambda: build_backbone(config, dataset.num_source_items).state_dict(), found, where, most)
 
 
 def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _load_weights(module: Module, weights: Mapping[str, Tensor]) -> None:
+    """Load all weights of a module.
+
+    Raises:
+        CheckpointError: When names or shapes differ.
+    """
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights belong to another model: {one_line(error)[:200]}") from error
+
+
+def _whole_state(strategy: Strategy) -> dict[str, Tensor]:
+    """Return the tensors of a merged run by the names that its file has."""
+    parts = {BACKBONE: strategy.backbone, TASK: strategy.task}
+    return {f"{prefix}{name}": tensor for prefix, part in parts.items() for name, tensor in part.state_dict().items()}
 
 
 @dataclass(frozen=True)
@@ -183,9 +223,13 @@ def load_run(folder: Path, dataset: Dataset, base: Path | None = None, options: 
         weights = load_base(base, config, dataset)
     sizes = dataset.num_source_items, dataset.num_target_items
     if is_merged(facts):
+        refuse_other_shapes(
+            lambda: _whole_state(build_strategy(config, *sizes, None, Plain)), shapes_of(tensors), folder
+        )
         strategy: Strategy = build_strategy(config, *sizes, part_of(tensors, BACKBONE), Plain)
-        strategy.task.load_state_dict(part_of(tensors, TASK))
+        _load_weights(strategy.task, part_of(tensors, TASK))
     else:
+        refuse_other_shapes(lambda: build_strategy(config, *sizes, None).trained_state(), shapes_of(tensors), folder)
         strategy = build_strategy(config, *sizes, weights)
         strategy.load_trained_state(tensors)
     return Run(folder, config, facts, dataset, strategy.eval())

@@ -14,6 +14,7 @@ from finetune_kit.checkpoint import PRETRAINED, save_model
 from finetune_kit.config import Config, to_toml
 from finetune_kit.environment import git_state, versions
 from finetune_kit.files import write_json, write_text
+from finetune_kit.foreign import one_name
 from finetune_kit.progress import Progress
 from finetune_kit.training.assemble import backbone_facts
 
@@ -102,7 +103,7 @@ def base_made_once(
     """
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
     words = [config.run.backbone, dataset.name, f"s{config.run.seed}", *([kind] if kind else []), digest]
-    folder, what = root / "-".join(words), f"{kind or 'pre-trained'} backbone"
+    folder, what = root / one_name("-".join(words)), f"{kind or 'pre-trained'} backbone"
     is_there = (folder / "metrics.json").exists()
     progress.say(f"{what}: {folder}{' (reused)' if is_there else ''}")
     if not is_there:

@@ -28,6 +28,8 @@ from finetune_kit.options import Options
 
 TIE_SEED = 20210217
 """Orders a user's ratings of one second: half of all have the second of the one before."""
+HARMLESS, MOST_PACKED = 2**26, 50
+"""Bytes that a member of an archive may unpack to, and how many more per packed byte; MovieLens has 4."""
 OFFICIAL = {"ratings": "ratings.dat", "films": "movies.dat", "people": "users.dat"}
 ATOMIC = {"ratings": ".inter", "films": ".item", "people": ".user"}
 OFFICIAL_COLUMNS = {
@@ -151,10 +153,20 @@ def _unpack(path: Path, members: dict[str, str], scratch: Path) -> dict[str, Pat
     files = {}
     with zipfile.ZipFile(path) as archive:
         for role, name in members.items():
+            _refuse_bomb(path, archive.getinfo(name))
             files[role] = scratch / Path(name).name
             with archive.open(name) as member, files[role].open("wb") as file:
                 shutil.copyfileobj(member, file)
     return files
+
+
+def _refuse_bomb(path: Path, member: zipfile.ZipInfo) -> None:
+    """Raise for a member that says it unpacks to far more than text does; what says less is cut there when read."""
+    if member.file_size > HARMLESS + MOST_PACKED * member.compress_size:
+        raise DataError(
+            f"{path}: {member.filename} unpacks from {member.compress_size:,} to {member.file_size:,} bytes, which "
+            "text does not; unpack it yourself if you trust it, and give the folder"
+        )
 
 
 def _load(preparation: Preparation, role: str, found: Found) -> RawTable:
