@@ -76,6 +76,7 @@ _STATE = {"traceback": False}
 def main() -> None:
     """Run the command line and exit with its code."""
     from finetune_kit.errors import FinetuneKitError, one_line
+    from finetune_kit.memory import ANYWHERE, is_out_of_memory, out_of_memory
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
@@ -90,11 +91,15 @@ def main() -> None:
     except OSError as error:  # a full disk, a folder that can't be written
         if _STATE["traceback"]:
             raise
-        print(f"ftkit: {error.filename or 'reading or writing'}: {error.strerror}", file=sys.stderr)
+        reason = error.strerror or one_line(error)
+        print(f"ftkit: {error.filename or 'reading or writing'}: {reason}", file=sys.stderr)
         code = 2
     except Exception as error:
         if hasattr(error, "format_message"):
             code = _explain_usage(error)
+        elif is_out_of_memory(error) and not _STATE["traceback"]:
+            print(f"ftkit: {out_of_memory(error, 'this', ANYWHERE)}", file=sys.stderr)
+            code = 2
         elif (plugin := _plugin_at_fault(error)) and not _STATE["traceback"]:
             reason = one_line(error, with_type=True)
             print(f"ftkit: the plugin {plugin!r} failed: {reason}; ftkit --traceback shows where", file=sys.stderr)
