@@ -102,7 +102,7 @@ class Guard:
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter], like: Tensor) -> Tensor:
-    """Return a scalar that is finite where all gradients of small parameters are: the sum of their largest entries."""
+    """Return the sum of the norms of small parameters' gradients, a scalar."""
     gradients = [
         parameter.grad
         for parameter in parameters
@@ -110,8 +110,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter], like: Tensor) -> Tensor:
     ]
     if not gradients:
         return like.new_zeros((), dtype=torch.float32)
-    norms = torch._foreach_norm(gradients, torch.inf)  # one kernel for all of them
-    return torch.stack([norm.float() for norm in norms]).sum()
+    return torch.stack(torch._foreach_norm(gradients)).float().sum()  # one kernel for all of them
 
 
 def _who(seen: Seen) -> str:
