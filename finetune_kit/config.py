@@ -24,6 +24,9 @@ else:
 
 
 SECTIONS = ("run", "data", "backbone", "pretrain", "finetune", "evaluation", "strategy")
+LARGEST_TOML, MOST_DOTS = 1 << 16, 2000
+"""Bytes of a configuration file, of which a run's has about 3,000, and dots on one of its lines: the time to read a
+dotted key grows with the square of its length, 40 seconds for 64 KiB."""
 RECORDED = ("versions", "git", "files")
 """Sections that a run writes for the record; they are passed over when a run's config is used again."""
 
@@ -131,10 +134,18 @@ def read_toml(path: Path) -> dict[str, dict[str, Any]]:
     """
     try:
         with path.open("rb") as file:
-            sections = tomllib.load(file)
+            data = file.read(LARGEST_TOML + 1)
+        if len(data) > LARGEST_TOML or max(line.count(b".") for line in data.split(b"\n")) > MOST_DOTS:
+            raise OptionError(
+                f"{path} is no configuration file: it has more than {LARGEST_TOML // 1024} KiB, or {MOST_DOTS:,} dots "
+                "on a line"
+            )
+        sections = tomllib.loads(data.decode())
     except OSError as error:
         raise OptionError(f"no configuration file {str(path)!r}: {error.strerror}") from None
-    except ValueError as error:  # not TOML, or not even UTF-8
+    except OptionError:
+        raise
+    except (ValueError, RecursionError) as error:  # not TOML, not even UTF-8, or nested without end
         raise OptionError(f"{path}: not TOML: {error}") from None
     for name, table in sections.items():
         if not isinstance(table, dict):
