@@ -17,7 +17,7 @@ import duckdb
 import numpy as np
 
 from finetune_kit.data.database import sql_path
-from finetune_kit.errors import DataError
+from finetune_kit.errors import DataError, one_line
 
 ITEMS, OFFSETS, STAMP = "source.items.npy", "source.offsets.npy", "source.flat.json"
 EVENTS_AT_ONCE = 2_000_000
@@ -44,9 +44,37 @@ def is_flat(folder: Path, checksum: str) -> bool:
     try:
         stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
         sizes = {name: (folder / name).stat().st_size for name in (ITEMS, OFFSETS)}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return stamp == {"source.parquet": checksum, "bytes": sizes}
+
+
+def read_flat(folder: Path, num_users: int, num_items: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return all users' items, memory-mapped, and where each user's begin; all are looked at once.
+
+    Raises:
+        DataError: When a file is damaged: what it says is not what ``num_users`` and ``num_items`` allow.
+    """
+    try:
+        offsets = np.load(folder / OFFSETS)
+        items = np.load(folder / ITEMS, mmap_mode="r").view(np.ndarray)  # indexes faster than a memmap
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(folder, one_line(error, first=True)) from error
+    if offsets.shape != (num_users + 1,) or offsets.dtype != np.int64 or items.dtype != np.int32 or items.ndim != 1:
+        raise _damaged(folder, f"{offsets.shape} {offsets.dtype} offsets, {items.shape} {items.dtype} items")
+    if offsets[0] != 0 or offsets[-1] != len(items) or (np.diff(offsets) < 0).any():
+        raise _damaged(folder, f"offsets from {offsets[0]} to {offsets[-1]} for {len(items)} items")
+    for start in range(0, len(items), EVENTS_AT_ONCE):
+        some = items[start : start + EVENTS_AT_ONCE]
+        if some.min() < 1 or some.max() > num_items:
+            raise _damaged(folder, f"items from {some.min()} to {some.max()}, where there are {num_items}")
+    return items, offsets
+
+
+def _damaged(folder: Path, reason: str) -> DataError:
+    return DataError(
+        f"{folder / ITEMS} or {OFFSETS} is damaged ({reason}); delete {STAMP} beside it and both are written anew"
+    )
 
 
 def write_flat(folder: Path, checksum: str, connection: duckdb.DuckDBPyConnection) -> None:
