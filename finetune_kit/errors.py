@@ -18,7 +18,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-
 LONGEST = 2000
 """Characters of a message that are shown; a value in it may be a whole file's line."""
 

@@ -1,4 +1,4 @@
-"""Memory that runs out becomes one line that says which setting to lower. Imports no torch: `ftkit --help` needs none."""
+"""Memory that runs out becomes one line that says which setting to lower; `ftkit --help` imports this, so no torch."""
 
 from __future__ import annotations
 

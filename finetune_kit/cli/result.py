@@ -53,7 +53,14 @@ def print_result(folder: Path, as_json: bool) -> None:
     metrics = read_metrics(folder)
     try:
         _print_metrics(metrics, folder, as_json)
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, StopIteration) as error:  # edited, or cut and mended
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        ArithmeticError,
+        StopIteration,
+    ) as error:  # edited, or cut and mended
         reason = one_line(error, with_type=True)
         path = folder / "metrics.json"
         raise CheckpointError(f"{path} is damaged ({reason}); copy or make the folder again") from error

@@ -54,7 +54,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path / MANIFEST} is damaged ({one_line(error)}); prepare the dataset again") from error
     if lacking:
-        raise DataError(f"{path / MANIFEST} is damaged (no {', '.join(lacking)} as it should be); prepare the dataset again")
+        raise DataError(
+            f"{path / MANIFEST} is damaged (no {', '.join(lacking)} as it should be); prepare the dataset again"
+        )
     if version != FORMAT_VERSION:
         raise DataError(
             f"{path} has dataset format {version!r}, this ftkit reads {FORMAT_VERSION}; "
@@ -84,7 +86,9 @@ def _misfits(manifest: dict[str, Any]) -> list[str]:
     texts |= {f"vocabularies.{name}": text for name, text in manifest["vocabularies"].items()}
     misfits = [name for name, number in numbers.items() if type(number) is not int or not 0 <= number < 2**63]
     misfits += [name for name, text in texts.items() if not isinstance(text, str)]
-    return misfits + [f"raw.{name}" for name in ("left_out", "beyond_max_target", "times") if name not in manifest["raw"]]
+    return misfits + [
+        f"raw.{name}" for name in ("left_out", "beyond_max_target", "times") if name not in manifest["raw"]
+    ]
 
 
 def _check_files(path: Path, manifest: dict[str, Any]) -> None:

@@ -21,14 +21,14 @@ from finetune_kit.errors import FinetuneKitError
 LOOK_EVERY = 32
 """Steps between two looks at an accelerator's numbers."""
 SMALL = 1 << 16
-"""Entries up to which a parameter's gradient is looked at. Passing over a table of items would cost a good part of its
-update; a fault in its gradient comes through the layers behind it, or shows in the loss of the next step with the row."""
+"""Entries up to which a parameter's gradient is looked at. Passing over a table of items would take a part of an update;
+a fault in its gradient comes through the layers behind it, or shows in the loss of the next step with that row."""
 SHOWN = 5
 """Users named in the error."""
 
 
 class Seen(NamedTuple):
-    """One step: its number in the epoch, loss and gradient's norm as ``(2,)`` on the device, its users if it has any."""
+    """One step: its number in the epoch, loss and gradient's norm as ``(2,)`` on the device, its users if any."""
 
     step: int
     numbers: Tensor

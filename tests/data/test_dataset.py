@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from finetune_kit.data.dataset import Dataset
+from finetune_kit.data.folder import describe_file
 from finetune_kit.data.preparation import preparing
 from finetune_kit.data.prepare import write_dataset
-from finetune_kit.data.folder import describe_file
 from finetune_kit.errors import DataError
 
 

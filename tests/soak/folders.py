@@ -36,12 +36,14 @@ def folder_readers(folder: Path) -> list[Reader]:
     runner = Runner(resolve_config(config), Dataset.open(dataset), make_fabric("cpu"), Progress())
     runner.finetune(made / "run", runner.pretrain(made / "bases"))
     shutil.rmtree(made / "run" / "last")
-    texts = [name for name in ("dataset.json", "source.flat.json")]
+    texts = ["dataset.json", "source.flat.json"]
     tables = [path.name for path in dataset.iterdir() if path.name not in texts]
     return [
         Reader("dataset manifest", _copy(dataset, texts), lambda place, _: _read_dataset(place / "toy"), TEXT, 3),
         Reader("dataset tables", _copy(dataset, tables), lambda place, _: _read_dataset(place / "toy"), ANY, 3),
-        Reader("run texts", _copy(made / "run", ["model.json", "metrics.json", "config.toml"]), _read_run(made), TEXT, 4),
+        Reader(
+            "run texts", _copy(made / "run", ["model.json", "metrics.json", "config.toml"]), _read_run(made), TEXT, 4
+        ),
         Reader("run tables", _copy(made / "run", ["model.safetensors", "split.parquet"]), _read_run(made), ANY, 2),
     ]
 

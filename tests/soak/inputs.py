@@ -10,15 +10,21 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import event_logs
+import histories
+import published
+import settings
 from folders import folder_readers
 from mutations import spoil
-from readers import READERS, Reader
+from processes import process_readers
+from readers import Reader
 
 from finetune_kit.cli.time_limit import time_limit
 from finetune_kit.errors import FinetuneKitError
 
-LIMIT = 30.0
-"""Seconds within which an input must be read or refused; what is usual is a tenth of one."""
+READERS = [*event_logs.READERS, *published.READERS, *histories.READERS, *settings.READERS]
+LIMIT = 60.0
+"""Seconds within which an input must be read or refused; what is usual is a tenth of one, in a process some."""
 
 
 class Hung(BaseException):
@@ -32,7 +38,7 @@ def soak(deadline: float, random: randomness.Random, folder: Path) -> dict[str, 
         AssertionError: For a defect; names reader and seed.
     """
     counts: Counter[str] = Counter()
-    readers = [*READERS, *folder_readers(folder)]
+    readers = all_readers(folder)
     chosen = [reader for reader in readers for _ in range(reader.weight)]
     first = list(readers)
     while first or time.monotonic() < deadline:
@@ -40,6 +46,11 @@ def soak(deadline: float, random: randomness.Random, folder: Path) -> dict[str, 
         outcome = fuzz(reader, random.getrandbits(32), folder)
         counts[f"{reader.name}: {outcome}"] += 1
     return dict(sorted(counts.items()))
+
+
+def all_readers(folder: Path) -> list[Reader]:
+    """Return everything under test; what it needs is made below a folder."""
+    return [*READERS, *folder_readers(folder), *process_readers(folder)]
 
 
 def fuzz(reader: Reader, seed: int, folder: Path) -> str:
@@ -55,7 +66,7 @@ def fuzz(reader: Reader, seed: int, folder: Path) -> str:
             outcome = _outcome(reader, place, random)
     except BaseException as error:
         raise AssertionError(
-            f'{reader.name}: {type(error).__name__}: {str(error)[:1000]}; the input is in {place}; again by: '
+            f"{reader.name}: {type(error).__name__}: {str(error)[:1000]}; the input is in {place}; again by: "
             f'python tests/soak/inputs.py "{reader.name}" {seed}'
         ) from error
     shutil.rmtree(place)
@@ -84,5 +95,5 @@ if __name__ == "__main__":
 
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        known = {reader.name: reader for reader in [*READERS, *folder_readers(root)]}
+        known = {reader.name: reader for reader in all_readers(root)}
         print(fuzz(known[sys.argv[1]], int(sys.argv[2]), Path(tempfile.mkdtemp(prefix="input-"))))

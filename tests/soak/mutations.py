@@ -7,12 +7,63 @@ from pathlib import Path
 from random import Random
 
 VALUES = [
-    *("", " ", "0", "00", "-0", "-1", "1.5", "1e5", "1e400", "-1e400", "nan", "NaN", "inf", "-Infinity", "null", "None"),
+    *(
+        "",
+        " ",
+        "0",
+        "00",
+        "-0",
+        "-1",
+        "1.5",
+        "1e5",
+        "1e400",
+        "-1e400",
+        "nan",
+        "NaN",
+        "inf",
+        "-Infinity",
+        "null",
+        "None",
+    ),
     *(str(2**31), str(2**63 - 1), str(2**63), str(-(2**63) - 1), str(2**64), "9" * 400, "0x1F", "1_000", "١٢", "²"),
     *("true", "false", "epoch", "infinity", "1970-01-01", "9999-12-31T23:59:59.999999Z", "294247-01-10", "0000-00-00"),
-    *('"', '""', "'", '"a,b"', '"a\nb"', '"a""b"', "a\tb", "\\", "\\N", "\\n", "::", ",,", "\x00", "\x01", "\x1a", "\x1b[31m"),
+    *(
+        '"',
+        '""',
+        "'",
+        '"a,b"',
+        '"a\nb"',
+        '"a""b"',
+        "a\tb",
+        "\\",
+        "\\N",
+        "\\n",
+        "::",
+        ",,",
+        "\x00",
+        "\x01",
+        "\x1a",
+        "\x1b[31m",
+    ),
     *("é", "e\u0301", "🙂", "\u202e", "\u2028", "\x85", "\ufeff", "\ufffd", "𐏿", "ß", "İ"),
-    *("%s", "{}", "{value}", "[", "]", "[[", "{", "}", "[1]", '{"a":1}', "--", "#", "user", "item", "time", "a" * 200_000),
+    *(
+        "%s",
+        "{}",
+        "{value}",
+        "[",
+        "]",
+        "[[",
+        "{",
+        "}",
+        "[1]",
+        '{"a":1}',
+        "--",
+        "#",
+        "user",
+        "item",
+        "time",
+        "a" * 200_000,
+    ),
 ]
 """What people, programs and attackers write where a value should stand."""
 
@@ -41,7 +92,9 @@ def repeat(data: bytes, random: Random) -> bytes:
 
 def insert_bytes(data: bytes, random: Random) -> bytes:
     place = random.randrange(len(data) + 1)
-    some = random.choice([b"\x00", b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\r", b"\n", b"\r\n", b'"', b"\x1a"])
+    some = random.choice(
+        [b"\x00", b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\r", b"\n", b"\r\n", b'"', b"\x1a"]
+    )
     return data[:place] + some * random.choice([1, 1, 3]) + data[place:]
 
 

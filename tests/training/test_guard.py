@@ -138,9 +138,9 @@ def fake_out_of_memory() -> list[Exception]:
 
 @pytest.mark.parametrize("error", fake_out_of_memory(), ids=lambda error: type(error).__name__)
 def test_what_any_library_raises_when_memory_runs_out_is_one_line_with_advice(error):
-    with pytest.raises(FinetuneKitError, match=r"^pretrain needs more memory than there is \(.+\); lower it$"):
-        with enough_memory("pretrain", "lower it"):
-            raise error
+    said = r"^pretrain needs more memory than there is \(.+\); lower it$"
+    with pytest.raises(FinetuneKitError, match=said), enough_memory("pretrain", "lower it"):
+        raise error
 
 
 def test_other_faults_stay_what_they_are_and_advice_that_was_given_stays():
