@@ -123,7 +123,7 @@ def _time_expression(table: RawTable, column: str) -> tuple[str, TimeKind]:
     if declared.startswith(("TIMESTAMP", "DATE")):
         moment = f"try_cast({name} AS TIMESTAMPTZ)"
         return f"CASE WHEN isfinite({moment}) THEN epoch_us({moment}) END", "date"
-    if declared != "VARCHAR" and not declared.startswith(NUMBERS):
+    if declared != "VARCHAR" and (not declared.startswith(NUMBERS) or declared.endswith("]")):
         raise DataError(
             f"{table.parts[0][0]}: {column} holds {declared}; a time is a number, a date or a timestamp, or text of one"
         )

@@ -21,8 +21,8 @@ from finetune_kit.errors import FinetuneKitError
 LOOK_EVERY = 32
 """Steps between two looks at an accelerator's numbers."""
 SMALL = 1 << 16
-"""Entries up to which a parameter's gradient is looked at. Passing over a table of items would take a part of an update;
-a fault in its gradient comes through the layers behind it, or shows in the loss of the next step with that row."""
+"""Entries up to which a parameter's gradient is looked at. Passing over a table of items takes a part of an update; a
+fault in its gradient comes through the layers behind it, or shows in the loss of the next step with that row."""
 SHOWN = 5
 """Users named in the error."""
 

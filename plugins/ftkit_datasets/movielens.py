@@ -7,6 +7,7 @@ https://grouplens.org/datasets/movielens/1m/. The data may not be redistributed;
 
 from __future__ import annotations
 
+import errno
 import lzma
 import shutil
 import zipfile
@@ -149,9 +150,9 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError) as error:
-        if isinstance(error, FinetuneKitError):
-            raise
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError, OSError) as error:
+        if isinstance(error, FinetuneKitError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
+            raise  # EINVAL is a place before the file's beginning, which a damaged archive names
         raise DataError(f"{path} can't be unpacked: {one_line(error)}; give another copy, or its folder") from error
 
 

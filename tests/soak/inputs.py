@@ -23,6 +23,8 @@ from finetune_kit.cli.time_limit import time_limit
 from finetune_kit.errors import FinetuneKitError
 
 READERS = [*event_logs.READERS, *published.READERS, *histories.READERS, *settings.READERS]
+PROCESSES = 0.02
+"""Share of the inputs that are given to a process of `ftkit`, which takes seconds to start."""
 LIMIT = 60.0
 """Seconds within which an input must be read or refused; what is usual is a tenth of one, in a process some."""
 
@@ -38,10 +40,11 @@ def soak(deadline: float, random: randomness.Random, folder: Path) -> dict[str, 
         AssertionError: For a defect; names reader and seed.
     """
     counts: Counter[str] = Counter()
-    readers = all_readers(folder)
-    chosen = [reader for reader in readers for _ in range(reader.weight)]
-    first = list(readers)
+    first = all_readers(folder)
+    processes = [reader for reader in first if reader.name.startswith("ftkit ")]
+    quick = [reader for reader in first if reader not in processes for _ in range(reader.weight)]
     while first or time.monotonic() < deadline:
+        chosen = processes if random.random() < PROCESSES else quick
         reader = first.pop() if first else random.choice(chosen)
         outcome = fuzz(reader, random.getrandbits(32), folder)
         counts[f"{reader.name}: {outcome}"] += 1
