@@ -103,7 +103,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         is_comparison = (folder / "comparison.json").exists()
         advice = f"its runs are in {str(folder / 'runs')!r}" if is_comparison else "name a finished run's folder"
         raise CheckpointError(f"{str(folder)!r} holds no model: there is no {path.name}; {advice}") from None
-    except (OSError, ValueError) as error:  # no file, not UTF-8, no JSON
+    except (OSError, ValueError, RecursionError) as error:  # no file, not UTF-8, no JSON, nested without end
         raise CheckpointError(f"{path} can't be read: {error}") from error
     if not isinstance(facts, dict) or not isinstance(facts.get("format_version"), int):
         raise CheckpointError(f"{path} is damaged: it names no format_version; copy or make the folder again")
@@ -119,7 +119,7 @@ def _refuse_later(facts: Mapping[str, Any], path: Path) -> None:
         raise CheckpointError(f"{path} has format version {found}, this ftkit reads {FORMAT_VERSION}; {writer}")
     if unknown := sorted(facts.keys() - KNOWN):
         raise CheckpointError(f"{path} says {', '.join(unknown)}, which this ftkit does not know; {writer}")
-    if "kind" in facts and facts["kind"] not in NEEDED:
+    if "kind" in facts and facts["kind"] not in list(NEEDED):  # a list: what is no text can't be looked up in a dict
         raise CheckpointError(f"{path} is of the kind {facts['kind']!r}, which this ftkit does not know; {writer}")
 
 

@@ -18,9 +18,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 2000
+"""Characters of a message that are shown; a value in it may be a whole file's line."""
+
 
 class FinetuneKitError(ValueError):
-    """Whatever a user of finetune-kit can mend: the base of all errors here."""
+    """Whatever a user of finetune-kit can mend: the base of all errors here.
+
+    Its message is one line of printable characters, whatever ids, names and values stand in it: what is not printable
+    is escaped (so nothing from a file steers a terminal), and the middle of what is very long is left out.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_printable(message))
 
 
 class UnknownNameError(FinetuneKitError):
@@ -41,6 +51,14 @@ class PluginError(FinetuneKitError):
 
 class CheckpointError(FinetuneKitError):
     """Saved weights that don't fit what they are loaded into."""
+
+
+def _printable(message: str) -> str:
+    if len(message) > LONGEST:
+        message = f"{message[: LONGEST * 3 // 4]} … {message[-LONGEST // 4 :]}"
+    if message.isprintable():
+        return message
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in message)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

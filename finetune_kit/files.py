@@ -83,6 +83,9 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise CheckpointError(f"{str(folder)!r} is not finished: there is no {path.name}; go on with it by --resume")
     try:
-        return read_json(path)
-    except (OSError, ValueError) as error:  # no file, no JSON, or not even UTF-8
+        metrics = read_json(path)
+        if not isinstance(metrics, dict):
+            raise ValueError(f"a {type(metrics).__name__} instead of an object")
+        return metrics
+    except (OSError, ValueError) as error:  # no file, no JSON, not even UTF-8, or nested without end
         raise CheckpointError(f"{path} is damaged: {one_line(error)}; copy or make the folder again") from error

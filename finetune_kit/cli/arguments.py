@@ -124,7 +124,8 @@ def where_it_is(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]
     from finetune_kit.plugins import installed
 
     typed, whole = sections.get("run", {}).get("data"), sections.get("files", {}).get("dataset")
-    if typed and whole and not Path(typed).is_dir() and typed not in installed().components("dataset"):
+    are_texts = isinstance(typed, str) and isinstance(whole, str)
+    if are_texts and typed and whole and not Path(typed).is_dir() and typed not in installed().components("dataset"):
         sections["run"]["data"] = whole
     return sections
 

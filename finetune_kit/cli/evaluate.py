@@ -13,6 +13,7 @@ from finetune_kit.cli.output import ConsoleProgress, print_json, stdout
 from finetune_kit.cli.result import dataset_of, gates_text, metrics_table, warnings
 from finetune_kit.errors import OptionError, did_you_mean
 from finetune_kit.files import read_metrics
+from finetune_kit.memory import enough_memory
 
 if TYPE_CHECKING:
     from finetune_kit.config import Config
@@ -40,6 +41,7 @@ def evaluate(
     from finetune_kit.data.earlier import Earlier
     from finetune_kit.training.assemble import is_merged, load_run
     from finetune_kit.training.device import make_fabric
+    from finetune_kit.training.experiment import EVALUATE_LESS
     from finetune_kit.training.measure import MEASURED, measure
     from finetune_kit.training.run import Runner
 
@@ -69,7 +71,7 @@ def evaluate(
     runner = Runner(config, dataset, fabric, ConsoleProgress(), earlier=earlier, candidates=candidates)
     runner.fabric.to_device(run.strategy)
     was = {key: value for key, value in was.items() if key not in MEASURED}
-    with runner.deterministically():
+    with runner.deterministically(), enough_memory("evaluation", EVALUATE_LESS):
         metrics = {**was, **measure(runner, run.strategy).metrics}
     for line in warnings(metrics):
         warn(line)

@@ -83,6 +83,7 @@ def main() -> None:
     """Run the command line and exit with its code."""
     from finetune_kit.errors import FinetuneKitError, one_line
     from finetune_kit.foreign import visible
+    from finetune_kit.memory import ANYWHERE, is_out_of_memory, out_of_memory
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
@@ -98,11 +99,14 @@ def main() -> None:
         if _STATE["traceback"]:
             raise
         what = visible(str(error.filename or "reading or writing"))
-        print(f"ftkit: {what}: {error.strerror}", file=sys.stderr)
+        print(f"ftkit: {what}: {error.strerror or one_line(error)}", file=sys.stderr)
         code = 2
     except Exception as error:
         if hasattr(error, "format_message"):
             code = _explain_usage(error)
+        elif is_out_of_memory(error) and not _STATE["traceback"]:
+            print(f"ftkit: {out_of_memory(error, 'this', ANYWHERE)}", file=sys.stderr)
+            code = 2
         elif (plugin := _plugin_at_fault(error)) and not _STATE["traceback"]:
             reason = visible(one_line(error, with_type=True))
             print(f"ftkit: the plugin {plugin!r} failed: {reason}; ftkit --traceback shows where", file=sys.stderr)

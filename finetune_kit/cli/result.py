@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_kit.cli.output import print_json, stdout, table, warn
-from finetune_kit.errors import CheckpointError
+from finetune_kit.errors import CheckpointError, one_line
 from finetune_kit.files import read_metrics
 
 if TYPE_CHECKING:
@@ -52,6 +52,22 @@ def dataset_of(folder: Path, data: str | None, otherwise: str, option: str = "--
 def print_result(folder: Path, as_json: bool) -> None:
     """Print a finished run: test metrics beside the simple rankings, what its policy does, costs, folder."""
     metrics = read_metrics(folder)
+    try:
+        _print_metrics(metrics, folder, as_json)
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        ArithmeticError,
+        StopIteration,
+    ) as error:  # edited, or cut and mended
+        reason = one_line(error, with_type=True)
+        path = folder / "metrics.json"
+        raise CheckpointError(f"{path} is damaged ({reason}); copy or make the folder again") from error
+
+
+def _print_metrics(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
     for line in warnings(metrics):
         warn(line)
     if as_json:

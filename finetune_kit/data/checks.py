@@ -11,6 +11,10 @@ from finetune_kit.errors import DataError
 ROWS_AT_ONCE = 16_000_000
 """How many rows are looked through for duplicates in one pass: about 0.5 GB."""
 
+NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
+NUMBERS += ("UHUGEINT", "FLOAT", "DOUBLE", "DECIMAL")
+"""How DuckDB's names of numbers begin."""
+
 TimeKind = Literal["number", "date"]
 
 
@@ -39,7 +43,7 @@ def settle(table: RawTable, rows: str, reason: str) -> None:
 
 
 def settle_missing(table: RawTable, column: str) -> None:
-    """Refuse or drop rows without a value in a column: null, or text of no characters.
+    """Refuse or drop rows without a value in a column: null, not a number, or text of no characters.
 
     Raises:
         DataError: As `settle` does.
@@ -47,9 +51,16 @@ def settle_missing(table: RawTable, column: str) -> None:
     name = sql_name(column)
     settle(
         table,
-        f"SELECT row FROM {sql_name(table.name)} WHERE {name} IS NULL OR {name}::VARCHAR = ''",
+        f"SELECT row FROM {sql_name(table.name)} WHERE {name} IS NULL OR {name}::VARCHAR = ''"
+        + (f" OR isnan({name})" if column_type(table, column) in ("FLOAT", "DOUBLE") else ""),
         f"no {column}",
     )
+
+
+def column_type(table: RawTable, column: str) -> str:
+    """Return DuckDB's name for what a column holds."""
+    query = f"SELECT column_type FROM (DESCRIBE {sql_name(table.name)}) WHERE column_name = ?"
+    return str(table.preparation.connection.execute(query, [column]).fetchall()[0][0])
 
 
 def settle_duplicates(table: RawTable, columns: tuple[str, ...], what: str) -> None:
@@ -108,22 +119,26 @@ def settle_times(table: RawTable, column: str = "time") -> tuple[str, TimeKind]:
 
 def _time_expression(table: RawTable, column: str) -> tuple[str, TimeKind]:
     name, view = sql_name(column), sql_name(table.name)
-    connection = table.preparation.connection
-    stored = connection.execute(f"SELECT column_type FROM (DESCRIBE {view}) WHERE column_name = ?", [column])
-    declared = str(stored.fetchall()[0][0])
+    connection, declared = table.preparation.connection, column_type(table, column)
     if declared.startswith(("TIMESTAMP", "DATE")):
-        return f"epoch_us({name}::TIMESTAMPTZ)", "date"
+        moment = f"try_cast({name} AS TIMESTAMPTZ)"
+        return f"CASE WHEN isfinite({moment}) THEN epoch_us({moment}) END", "date"
+    if declared != "VARCHAR" and (not declared.startswith(NUMBERS) or declared.endswith("]")):
+        raise DataError(
+            f"{table.parts[0][0]}: {column} holds {declared}; a time is a number, a date or a timestamp, or text of one"
+        )
     number = f"CASE WHEN isfinite(try_cast({name} AS DOUBLE)) THEN try_cast({name} AS DOUBLE) END"
     whole = f"try_cast({name} AS BIGINT)"
-    date = f"epoch_us(try_cast({name} AS TIMESTAMPTZ))"
-    if declared != "VARCHAR":
-        return (whole if "INT" in declared else number), "number"
-    fraction = f"contains({name}, '.') OR contains(lower({name}), 'e')"  # the cast to BIGINT would round it
+    moment = f"try_cast({name} AS TIMESTAMPTZ)"
+    date = f"CASE WHEN isfinite({moment}) THEN epoch_us({moment}) END" if declared == "VARCHAR" else "NULL"
+    # The cast to BIGINT would round what has a fraction.
+    is_whole = f"NOT (contains({name}, '.') OR contains(lower({name}), 'e'))" if declared == "VARCHAR" else "true"
     wholes, numbers, dates = connection.execute(
-        f"SELECT count({whole}) FILTER (NOT ({fraction})), count({number}), count({date}) FROM {view}"
+        f"SELECT count({whole}) FILTER ({is_whole}), count({number}), count({date}) FROM {view}"
     ).fetchall()[0]
     if numbers >= dates:
-        return (whole if wholes == numbers else number), "number"
+        can_be_whole = declared == "VARCHAR" or "INT" in declared
+        return (whole if can_be_whole and wholes == numbers else number), "number"
     return date, "date"
 
 

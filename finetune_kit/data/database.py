@@ -75,6 +75,8 @@ def working_database(scratch: Path, memory_limit: str) -> Iterator[duckdb.DuckDB
         ) from error
     except duckdb.IOException as error:
         raise DataError(f"reading or writing failed: {one_line(error, first=True)}") from error
+    except (duckdb.DataError, duckdb.InvalidInputException) as error:  # a value that nobody thought of
+        raise DataError(f"a value can't be worked with: {one_line(error, first=True)}; mend the file") from error
     finally:
         connection.close()
 

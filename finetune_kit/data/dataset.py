@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +14,7 @@ import duckdb
 import numpy as np
 
 from finetune_kit.data.database import connect, parquet_scan
-from finetune_kit.data.flat import ITEMS, OFFSETS, is_flat, write_flat
+from finetune_kit.data.flat import is_flat, read_flat, write_flat
 from finetune_kit.data.folder import read_manifest
 from finetune_kit.data.vocabulary import read_vocabulary, refuse_other_counts
 from finetune_kit.errors import DataError, one_line
@@ -69,10 +71,8 @@ class Dataset:
         with connect() as connection:
             refuse_other_counts(path, manifest["counts"], connection)
             if not is_flat(path, checksum, manifest["counts"]["users"]):
-                try:
+                with _undamaged(path / "source.parquet"):
                     write_flat(path, checksum, connection)
-                except duckdb.Error as error:
-                    raise _damaged(path / "source.parquet", error) from error
         return cls(path, manifest)
 
     @property
@@ -116,6 +116,9 @@ class Dataset:
     def target(self) -> Target:
         """All target instances."""
         columns = self._read("target.parquet", "SELECT user, item, position FROM {} ORDER BY user, position")
+        most = {"user": self.num_users, "item": self.num_target_items, "position": 2**31}
+        for name, values in columns.items():
+            self._refuse_others("target.parquet", values, 0 if name == "position" else 1, most[name])
         return Target(*(columns[name].astype(np.int64) for name in Target._fields))
 
     @cached_property
@@ -125,6 +128,7 @@ class Dataset:
             return {}
         columns = self._read("labels.parquet", "SELECT * FROM {}")
         user = columns.pop("user")
+        self._refuse_others("labels.parquet", user, 1, self.num_users)
         return {name: _labels(user, values, self.num_users) for name, values in columns.items()}
 
     @cached_property
@@ -135,8 +139,7 @@ class Dataset:
     @cached_property
     def source_items(self) -> np.ndarray:
         """All users' source items one after another, ``(num_events,)`` int32, memory-mapped."""
-        mapped = np.load(self.path / ITEMS, mmap_mode="r", allow_pickle=False)
-        return mapped.view(np.ndarray)  # indexes faster than a memmap
+        return self._flat[0]
 
     def sequences(self, users: np.ndarray, max_length: int, skip_latest: np.ndarray | int = 0) -> np.ndarray:
         """Return users' source sequences, left-padded with 0, the most recent items kept.
@@ -174,30 +177,57 @@ class Dataset:
 
     def raw_users(self) -> list[str]:
         """Return the users' raw ids by dense id - 1."""
-        return read_vocabulary(self.path / "users.parquet")
+        return self._vocabulary("users.parquet", self.num_users)
 
     def raw_source_items(self) -> list[str]:
         """Return the source items' raw ids by dense id - 1."""
-        return read_vocabulary(self.path / "source_items.parquet")
+        return self._vocabulary("source_items.parquet", self.num_source_items)
 
     def raw_target_items(self) -> list[str]:
         """Return the target items' raw ids by dense id - 1."""
-        return read_vocabulary(self.path / "target_items.parquet")
+        return self._vocabulary("target_items.parquet", self.num_target_items)
 
     @cached_property
     def _offsets(self) -> np.ndarray:
-        return np.load(self.path / OFFSETS, allow_pickle=False)
+        return self._flat[1]
+
+    @cached_property
+    def _flat(self) -> tuple[np.ndarray, np.ndarray]:
+        return read_flat(self.path, self.num_users, self.num_source_items)
 
     def _read(self, name: str, query: str) -> dict[str, np.ndarray]:
-        with connect() as connection:
-            try:
-                return connection.execute(query.format(parquet_scan(connection, self.path / name))).fetchnumpy()
-            except duckdb.Error as error:
-                raise _damaged(self.path / name, error) from error
+        with connect() as connection, _undamaged(self.path / name):
+            return connection.execute(query.format(parquet_scan(connection, self.path / name))).fetchnumpy()
+
+    def _vocabulary(self, name: str, size: int) -> list[str]:
+        raw = read_vocabulary(self.path / name)
+        if len(raw) != size:
+            raise DataError(f"{self.path / name} is damaged: {len(raw)} ids, not {size}; prepare the dataset again")
+        return raw
+
+    def _refuse_others(self, name: str, ids: np.ndarray, least: int, most: int) -> None:
+        """Refuse a table with ids outside of ``[least, most]``, or that are none."""
+        if not np.issubdtype(ids.dtype, np.integer) or np.ma.is_masked(ids):
+            raise DataError(f"{self.path / name} is damaged: ids that are no whole numbers; prepare the dataset again")
+        if len(ids) and not (ids.min() >= least and ids.max() <= most):
+            raise DataError(
+                f"{self.path / name} is damaged: ids from {ids.min()} to {ids.max()}, not {least} to {most}; prepare "
+                "the dataset again"
+            )
 
 
-def _damaged(path: Path, error: duckdb.Error) -> DataError:
-    return DataError(f"{path} is damaged ({one_line(error, first=True)}); prepare the dataset again")
+@contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
+    """Turn what reading a damaged table raises into one line that names it; memory is another's business."""
+    try:
+        yield
+    except duckdb.OutOfMemoryException:
+        raise
+    except (duckdb.Error, ValueError, KeyError, UnicodeDecodeError) as error:
+        if isinstance(error, DataError):
+            raise
+        reason = one_line(error, first=True)
+        raise DataError(f"{path} is damaged ({reason}); prepare the dataset again") from error
 
 
 def _labels(user: np.ndarray, values: np.ndarray, num_users: int) -> Labels:

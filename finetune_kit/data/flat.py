@@ -17,7 +17,7 @@ import duckdb
 import numpy as np
 
 from finetune_kit.data.database import parquet_scan
-from finetune_kit.errors import DataError
+from finetune_kit.errors import DataError, one_line
 from finetune_kit.foreign import read_json
 
 ITEMS, OFFSETS, STAMP = "source.items.npy", "source.offsets.npy", "source.flat.json"
@@ -67,6 +67,35 @@ def _length(path: Path, dtype: np.dtype) -> int | None:
     except (OSError, ValueError):
         return None
     return shape[0] if found == dtype and len(shape) == 1 and shape[0] * dtype.itemsize == num_bytes else None
+
+
+def read_flat(folder: Path, num_users: int, num_items: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return all users' items, memory-mapped, and where each user's begin; all are looked at once.
+
+    Raises:
+        DataError: When a file is damaged: what it says is not what ``num_users`` and ``num_items`` allow.
+    """
+    try:
+        offsets = np.load(folder / OFFSETS, allow_pickle=False)
+        mapped = np.load(folder / ITEMS, mmap_mode="r", allow_pickle=False)
+        items = mapped.view(np.ndarray)  # indexes faster than a memmap
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(folder, one_line(error, first=True)) from error
+    if offsets.shape != (num_users + 1,) or offsets.dtype != np.int64 or items.dtype != np.int32 or items.ndim != 1:
+        raise _damaged(folder, f"{offsets.shape} {offsets.dtype} offsets, {items.shape} {items.dtype} items")
+    if offsets[0] != 0 or offsets[-1] != len(items) or (np.diff(offsets) < 0).any():
+        raise _damaged(folder, f"offsets from {offsets[0]} to {offsets[-1]} for {len(items)} items")
+    for start in range(0, len(items), EVENTS_AT_ONCE):
+        some = items[start : start + EVENTS_AT_ONCE]
+        if some.min() < 1 or some.max() > num_items:
+            raise _damaged(folder, f"items from {some.min()} to {some.max()}, where there are {num_items}")
+    return items, offsets
+
+
+def _damaged(folder: Path, reason: str) -> DataError:
+    return DataError(
+        f"{folder / ITEMS} or {OFFSETS} is damaged ({reason}); delete {STAMP} beside it and both are written anew"
+    )
 
 
 def write_flat(folder: Path, checksum: str, connection: duckdb.DuckDBPyConnection) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 from finetune_kit.component import Component
 from finetune_kit.data.folder import FORMAT_VERSION, is_dataset
 from finetune_kit.data.reader import DatasetReader
-from finetune_kit.errors import DataError, OptionError, did_you_mean
+from finetune_kit.data.tables import files_of_pattern
+from finetune_kit.errors import DataError, OptionError, did_you_mean, one_line
 from finetune_kit.options import resolve
 from finetune_kit.plugins import installed
 
@@ -31,7 +32,10 @@ def resolve_dataset(text: str, options: Mapping[str, Any], cache: Path | None = 
         DataError: When there is neither such a folder nor such a reader, or preparing fails.
         OptionError: For options that the reader does not have, or with a folder, which takes none.
     """
-    folder = Path(text).expanduser()
+    try:
+        folder = Path(text).expanduser()
+    except RuntimeError as error:  # ~somebody who has no home
+        raise DataError(f"no dataset folder at {text!r}: {one_line(error)}") from None
     if folder.is_dir():
         if options:
             raise OptionError(f"{folder} is prepared already and takes no options: {', '.join(sorted(options))}")
@@ -101,6 +105,5 @@ def _files(text: str) -> list[Path]:
     """Return the files that an option's text may name: a file, those below a folder, or those of a pattern."""
     path = Path(text).expanduser()
     if not path.exists():
-        anchor = Path(path.anchor or ".")
-        return sorted(found for found in anchor.glob(str(path.relative_to(path.anchor))) if found.is_file())
+        return sorted(files_of_pattern(path))
     return [path] if path.is_file() else sorted(found for found in path.rglob("*") if found.is_file())

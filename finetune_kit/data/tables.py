@@ -37,9 +37,8 @@ class RawTable:
     def locate(self, row: int) -> str:
         """Return where a row stood, e.g. ``"events.csv, line 7"``; reads text again up to there."""
         path, text, first = next(part for part in reversed(self.parts) if part[2] <= row)
-        if text is None:
-            return f"{path}, row {row - first + 1}"
-        return f"{path}, line {line_of_record(path, text, row - first)}"
+        line = None if text is None else line_of_record(path, text, row - first)
+        return f"{path}, row {row - first + 1}" if line is None else f"{path}, line {line}"
 
     def exclude(self, rows: str) -> None:
         """Leave out the rows that a query gives in its column ``row``."""
@@ -59,21 +58,33 @@ def find_files(text: str, what: str) -> list[Path]:
     Raises:
         DataError: When there is none.
     """
-    path = Path(text).expanduser()
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:  # ~somebody who has no home
+        raise DataError(f"{what} {text!r}: {one_line(error)}") from None
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = [
+        names = [
             part for part in path.iterdir() if part.name.endswith(SUFFIXES) and not part.name.startswith((".", "_"))
         ]
+        found = [part for part in names if part.is_file()]
         hint = f"the folder holds no {', '.join(SUFFIXES)} file"
     else:
-        anchor = Path(path.anchor or ".")
-        found = [part for part in anchor.glob(str(path.relative_to(path.anchor))) if part.is_file()]
+        found = files_of_pattern(path)
         hint = "no such file or folder, and no file matches it as a pattern"
     if not found:
         raise DataError(f"{what} {text!r}: {hint}")
     return sorted(found)
+
+
+def files_of_pattern(pattern: Path) -> list[Path]:
+    """Return the files whose paths match a pattern; none where it is no pattern."""
+    anchor = Path(pattern.anchor or ".")
+    try:
+        return [part for part in anchor.glob(str(pattern.relative_to(pattern.anchor))) if part.is_file()]
+    except (ValueError, NotImplementedError):  # two stars beside something, a character that no path has
+        return []
 
 
 def load_files(

@@ -6,11 +6,15 @@ import csv
 import gzip
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from finetune_kit.errors import DataError
+from finetune_kit.errors import DataError, one_line
+
+UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error)
+"""What reading lines of a file raises that is damaged, no text, or packed otherwise than its name says."""
 
 MAX_LINE = 1 << 24
 """The longest line of text that is read, in bytes: one user's whole history may be one line."""
@@ -55,8 +59,8 @@ def header_names(path: Path, text: TextFormat) -> tuple[str, ...]:
             lines = (line.decode("utf-8-sig") for line in bounded_lines(file, path))
             quoting = csv.QUOTE_MINIMAL if text.quote else csv.QUOTE_NONE
             names = next(csv.reader(lines, delimiter=text.delimiter, quotechar=text.quote or None, quoting=quoting), [])
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} can't be read as text: {error}") from error
+    except UNREADABLE as error:
+        raise DataError(f"{path} can't be read as text: {one_line(error)}") from error
     if not names:
         raise DataError(f"{path} is empty; its first line must name the columns")
     if len(set(names)) < len(names):
@@ -107,20 +111,20 @@ def _pieces(file: IO[bytes], length: int) -> Iterator[bytes]:
         yield piece
 
 
-def line_of_record(path: Path, text: TextFormat, record: int) -> int:
-    """Return the line, from 1, on which the record of that number, from 0, begins.
+def line_of_record(path: Path, text: TextFormat, record: int) -> int | None:
+    """Return the line, from 1, on which the record of that number, from 0, begins; None where that can't be told.
 
     A quoted field may span lines, and what was set aside has another width. Only called on the way to a
-    message: it reads the text line by line.
+    message: it reads the text line by line, with another reader than the one that took it apart.
     """
     width, seen = len(text.names or header_names(path, text)), -1 if text.names is None else 0
-    with _open(path) as file:
+    with suppress(*UNREADABLE), _open(path) as file:
         lines = (line.decode(text.encoding, errors="replace") for line in file)
         for begin, fields in _records(lines, text):
             seen += fields == width
             if seen > record:
                 return begin
-    raise AssertionError(f"{path} has no record {record}")
+    return None
 
 
 def _records(lines: Iterator[str], text: TextFormat) -> Iterator[tuple[int, int]]:

@@ -49,7 +49,9 @@ def read_vocabulary(path: Path) -> list[str]:
     with connect() as connection:
         try:
             rows = connection.execute(f"SELECT raw FROM {parquet_scan(connection, path)} ORDER BY id").fetchnumpy()
-        except duckdb.Error as error:
+        except duckdb.OutOfMemoryException:
+            raise
+        except (duckdb.Error, UnicodeDecodeError) as error:
             raise DataError(f"{path} is damaged ({one_line(error, first=True)}); prepare the dataset again") from error
     return [str(raw) for raw in rows["raw"]]
 

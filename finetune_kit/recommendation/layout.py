@@ -72,6 +72,8 @@ def find_layout(path: Path, columns: Columns, preparation: Preparation) -> Layou
         raise DataError(f"--input {str(path)!r} is a folder; name one file in it")
     if not path.exists():
         raise DataError(f"--input {str(path)!r}: no such file")
+    if not path.is_file():  # a pipe can't be read twice: once for its columns, once for its rows
+        raise DataError(f"--input {str(path)!r} is a pipe or a device; write a file and name it")
     kind = file_kind(path, "--input")
     names = first_names(path) if kind == "json" else column_names(preparation, path)
     if columns.user not in names:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from finetune_kit.data.batch import Batch
 from finetune_kit.errors import CheckpointError, OptionError
+from finetune_kit.memory import enough_memory
 from finetune_kit.recommendation.answers import answers_of, best, in_few_digits
 from finetune_kit.recommendation.history import History, Vocabularies, dense_ids
 from finetune_kit.seeding import derive_seed
@@ -140,6 +141,7 @@ class Recommender:
         return first + derive_seed(0, "new user", user) % (2**63 - first)
 
     @torch.no_grad()
+    @enough_memory("scoring", "lower --batch-size")
     def _scores(self, user: np.ndarray, histories: list[History]) -> Tensor:
         """Return the scores of all answers, ``(users, answers)``, or the classes' probabilities."""
         sequence = np.zeros((len(histories), self._max_length), dtype=np.int64)

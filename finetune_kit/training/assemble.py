@@ -15,6 +15,7 @@ from finetune_kit.checkpoint import PRETRAINED, RUN, load_model, read_facts, rea
 from finetune_kit.config import SECTIONS, Config, read_run, resolve_config
 from finetune_kit.data.labelled import for_task
 from finetune_kit.errors import CheckpointError, FinetuneKitError, PluginError, one_line
+from finetune_kit.memory import is_out_of_memory, out_of_memory
 from finetune_kit.plugins import installed
 from finetune_kit.sections import label_of
 from finetune_kit.seeding import seeded
@@ -44,6 +45,8 @@ def build_backbone(config: Config, num_items: int) -> Backbone:
         except FinetuneKitError:
             raise
         except Exception as error:  # a third party's code may raise anything
+            if is_out_of_memory(error):
+                raise out_of_memory(error, f"the backbone {name!r}", "lower its sizes or data.max_length") from error
             raise PluginError(
                 f"{name!r} can't be built with backbone options {config.backbone}: {one_line(error, with_type=True)}; "
                 "ftkit --traceback shows where"
@@ -87,6 +90,8 @@ def build_strategy(
         except FinetuneKitError:
             raise
         except Exception as error:  # a third party's code may raise anything
+            if is_out_of_memory(error):
+                raise out_of_memory(error, f"{config.run.strategy!r}", "lower the sizes of its options") from error
             reason = one_line(error, with_type=True)
             raise PluginError(
                 f"{config.run.strategy!r} failed in build: {reason}; ftkit --traceback shows where"

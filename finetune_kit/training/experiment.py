@@ -20,6 +20,7 @@ from finetune_kit.errors import DataError
 from finetune_kit.evaluation.candidates import Candidates
 from finetune_kit.evaluation.evaluate import Encoder, Evaluator
 from finetune_kit.evaluation.labels import LabelEvaluator
+from finetune_kit.memory import enough_memory
 from finetune_kit.plugins import installed
 from finetune_kit.progress import Progress
 from finetune_kit.strategy import Strategy
@@ -27,6 +28,9 @@ from finetune_kit.tracker import Tracker
 from finetune_kit.training.assemble import build_strategy, load_base
 from finetune_kit.training.determinism import deterministically
 from finetune_kit.training.folders import write_config
+
+EVALUATE_LESS = "lower evaluation.batch_size or data.max_length"
+"""What to do when memory runs out while a model is measured."""
 
 
 @dataclass
@@ -128,11 +132,12 @@ class Experiment:
         Items are ranked by the first of ``evaluation.protocols`` alone.
         """
         evaluator = self.evaluator(self.split.valid)
+        measuring = enough_memory("validation", EVALUATE_LESS)
         if isinstance(evaluator, LabelEvaluator):
-            return lambda: evaluator.evaluate(strategy, self.fabric).metrics()
+            return measuring(lambda: evaluator.evaluate(strategy, self.fabric).metrics())
         protocol = self.config.evaluation.protocols[0]
         cutoffs = tuple(dict.fromkeys((5, *self.config.evaluation.cutoffs)))
-        return lambda: evaluator.evaluate(strategy, self.fabric, (protocol,)).metrics(cutoffs)[protocol]
+        return measuring(lambda: evaluator.evaluate(strategy, self.fabric, (protocol,)).metrics(cutoffs)[protocol])
 
     def open_folder(self, folder: Path, sections: Iterable[str]) -> list[Tracker]:
         """Make a run folder, write the sections of the configuration that decide it, start its trackers."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,15 +16,23 @@ from lightning_fabric.strategies import SingleDeviceStrategy
 from safetensors import safe_open
 from torch import Tensor
 
-from finetune_kit.errors import CheckpointError, FinetuneKitError
+from finetune_kit.errors import CheckpointError
 from finetune_kit.files import write_tensors
+from finetune_kit.memory import enough_memory
 from finetune_kit.progress import Progress
 from finetune_kit.sections import Optimizer
 from finetune_kit.seeding import derive_seed
 from finetune_kit.tables import gradients_by_row
 from finetune_kit.trainable import Trainable
 from finetune_kit.training.compilation import compile_blocks
+from finetune_kit.training.guard import Guard
 from finetune_kit.training.optimizer import make_optimizer
+
+TRAIN_ON_LESS = {
+    "pretrain": "lower pretrain.batch_size or data.max_length, or set pretrain.loss=sampled-softmax",
+    "finetune": "lower finetune.batch_size or data.max_length",
+}
+"""What to do when memory runs out in a stage."""
 
 
 class Batches(Protocol):
@@ -107,7 +114,7 @@ class Loop:
             resume: Go on from ``checkpoint`` if there is one.
 
         Raises:
-            FinetuneKitError: When the loss stops being a number.
+            FinetuneKitError: When the loss or a gradient stops being a number, or memory runs out.
             OptionError: When ``compile`` does not work on this machine.
         """
         if self.compile:
@@ -134,7 +141,8 @@ class Loop:
                 if self._is_exhausted(epoch, fitted):
                     break
                 started = time.perf_counter()
-                train_loss = self._train_epoch(module, optimizer, batches, epoch, fitted, advance)
+                with enough_memory(self.stage, TRAIN_ON_LESS[self.stage]):
+                    train_loss = self._train_epoch(module, optimizer, batches, epoch, fitted, advance)
                 fitted.training_seconds += time.perf_counter() - started
                 values = evaluate()
                 seconds = time.perf_counter() - started
@@ -167,10 +175,12 @@ class Loop:
         self.module.start_epoch(epoch)
         self.module.train()
         total, steps = torch.zeros((), device=self.fabric.device), 0
+        guard = self._guard(epoch)
         best = f"best {fitted.history[fitted.best_epoch - 1][self.monitor]:.4f}" if fitted.best_epoch else ""
         for batch in batches.epoch(generator):
             loss = module(batch.to(self.fabric.device))
             self.fabric.backward(loss)
+            guard.see(loss, self.module.parameters(), batch)
             optimizer.step()
             for parameter in self.module.parameters():
                 parameter.grad = None  # in a step of a small head, `zero_grad` takes longer than it should
@@ -178,13 +188,12 @@ class Loop:
             steps += 1
             fitted.num_instances += len(batch)
             advance(1, f"epoch {epoch} {best}")
-        mean = total.item() / steps
-        if not math.isfinite(mean):
-            raise FinetuneKitError(
-                f"{self.stage}: the loss became {mean} in epoch {epoch}; "
-                f"lower the learning rate ({self.learning_rate:g})"
-            )
-        return mean
+        guard.look()
+        return total.item() / steps
+
+    def _guard(self, epoch: int) -> Guard:
+        has_scaler = getattr(self._precision, "scaler", None) is not None
+        return Guard(self.stage, epoch, self.learning_rate, self.checkpoint, has_scaler)
 
     def _is_exhausted(self, epoch: int, fitted: Fitted) -> bool:
         """Return whether patience is at its end before an epoch; it counts from the schedule's end on."""

@@ -19,12 +19,13 @@ from finetune_kit.config import SECTIONS
 from finetune_kit.data.loading import SourceWindows, TargetBatches
 from finetune_kit.data.split import Split
 from finetune_kit.files import read_metrics, write_json, write_table
+from finetune_kit.memory import enough_memory
 from finetune_kit.seeding import seeded
 from finetune_kit.strategy import Strategy
 from finetune_kit.tracker import Tracker
 from finetune_kit.training.assemble import backbone_facts, build_backbone, target_facts
 from finetune_kit.training.determinism import machine_facts
-from finetune_kit.training.experiment import Experiment
+from finetune_kit.training.experiment import EVALUATE_LESS, Experiment
 from finetune_kit.training.folders import BASE_SECTIONS, save_base
 from finetune_kit.training.leading import LeadingStages
 from finetune_kit.training.loop import Fitted, Loop
@@ -96,6 +97,7 @@ class Pretraining:
             return NextItem(backbone, torch.from_numpy(frequency).float(), num_negatives, experiment.config.run.seed)
 
     @torch.no_grad()
+    @enough_memory("the held-out loss", "lower pretrain.batch_size or data.max_length")
     def _held_out_loss(self, model: NextItem, valid: SourceWindows) -> float:
         """Return the exact loss on held-out users, nats per item."""
         model.eval()
@@ -161,7 +163,8 @@ class Finetuning:
             facts["about"] = dict(self.start.about)
         save_model(self.folder, strategy.trained_state(), facts)
         started = time.perf_counter()
-        measured = measure(experiment, strategy)
+        with enough_memory("evaluation", EVALUATE_LESS):
+            measured = measure(experiment, strategy)
         seconds = time.perf_counter() - started - measured.control_seconds
         trainable, total = strategy.num_parameters()
         metrics = {

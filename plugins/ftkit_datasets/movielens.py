@@ -7,8 +7,13 @@ https://grouplens.org/datasets/movielens/1m/. The data may not be redistributed;
 
 from __future__ import annotations
 
+import errno
+import lzma
 import shutil
 import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,15 +22,17 @@ from pydantic import Field
 
 from finetune_kit.data.checks import settle, settle_duplicates, settle_missing, settle_times
 from finetune_kit.data.database import sql_text
-from finetune_kit.data.preparation import OnBad, Preparation, logger, preparing
+from finetune_kit.data.preparation import DEFAULT_MEMORY_LIMIT, OnBad, Preparation, logger, preparing
 from finetune_kit.data.prepare import write_dataset
 from finetune_kit.data.reader import DatasetReader
 from finetune_kit.data.tables import RawTable, append_text
 from finetune_kit.data.text import TextFormat, header_names
-from finetune_kit.errors import DataError, OptionError, did_you_mean
+from finetune_kit.errors import DataError, FinetuneKitError, OptionError, did_you_mean, one_line
 from finetune_kit.files import write_text
 from finetune_kit.options import Options
 
+NUMBER = "regexp_extract(user, '[0-9]+$')"
+"""A user's number, in which both formats agree."""
 TIE_SEED = 20210217
 """Orders a user's ratings of one second: half of all have the second of the one before."""
 HARMLESS, MOST_PACKED = 2**26, 50
@@ -57,6 +64,8 @@ class MovieLensOptions(Options):
     """Leave out users with fewer source ratings."""
     on_bad: OnBad = "refuse"
     """What becomes of rows that can't be used: refuse the file, or drop them with a warning."""
+    memory_limit: str = DEFAULT_MEMORY_LIMIT
+    """How much memory preparing may take, about; what does not fit is sorted on disk beside the output."""
 
 
 class Found(NamedTuple):
@@ -93,7 +102,7 @@ class MovieLens(DatasetReader):
             OptionError: For a genre that no film has.
         """
         options = self.options
-        with preparing(output, on_bad=options.on_bad) as preparation:
+        with preparing(output, options.memory_limit, options.on_bad) as preparation:
             found = find_copy(Path(options.path).expanduser(), preparation.scratch)
             logger.info("reading MovieLens")
             tables = {role: _load(preparation, role, found) for role in OFFICIAL}
@@ -117,8 +126,8 @@ def find_copy(path: Path, scratch: Path) -> Found:
     """
     if path.is_dir():
         names = [str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()]
-    elif zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
+    elif path.is_file() and zipfile.is_zipfile(path):
+        with _opened(path) as archive:
             names = archive.namelist()
     elif path.exists():
         raise DataError(f"{path} is neither a folder nor a zip archive")
@@ -137,6 +146,18 @@ def find_copy(path: Path, scratch: Path) -> Found:
     return Found(_unpack(path, members, scratch), is_atomic)
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open an archive; what is damaged or encrypted in it, or packed in a way that Python lacks, is one line."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError, OSError) as error:
+        if isinstance(error, FinetuneKitError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
+            raise  # EINVAL is a place before the file's beginning, which a damaged archive names
+        raise DataError(f"{path} can't be unpacked: {one_line(error)}; give another copy, or its folder") from error
+
+
 def _official(names: list[str]) -> list[tuple[dict[str, str], bool]]:
     stems = [name.removesuffix(OFFICIAL["ratings"]) for name in names if Path(name).name == OFFICIAL["ratings"]]
     copies = [{role: stem + file for role, file in OFFICIAL.items()} for stem in sorted(stems)]
@@ -151,7 +172,7 @@ def _atomic(names: list[str]) -> list[tuple[dict[str, str], bool]]:
 
 def _unpack(path: Path, members: dict[str, str], scratch: Path) -> dict[str, Path]:
     files = {}
-    with zipfile.ZipFile(path) as archive:
+    with _opened(path) as archive:
         for role, name in members.items():
             _refuse_bomb(path, archive.getinfo(name))
             files[role] = scratch / Path(name).name
@@ -199,8 +220,11 @@ def _check(tables: dict[str, RawTable]) -> str:
             settle_missing(tables[role], key)
         settle_duplicates(tables[role], keys, f"a {' and '.join(keys)}")
     for role in ("ratings", "people"):
-        odd = f"SELECT row, user AS value FROM {role} WHERE NOT regexp_matches(user, '[0-9]$')"
-        settle(tables[role], odd, "user {value} does not end in a number")
+        odd = f"SELECT row, user AS value FROM {role} WHERE try_cast({NUMBER} AS BIGINT) IS NULL"
+        settle(tables[role], odd, "user {value} does not end in a number, or in one too large")
+        other = f"SELECT {NUMBER}::BIGINT AS number FROM {role} GROUP BY number HAVING count(DISTINCT user) > 1"
+        alike = f"SELECT row, user AS value FROM {role} WHERE {NUMBER}::BIGINT IN ({other})"
+        settle(tables[role], alike, "user {value} and another end in the same number, which would make them one")
     for role, key, other in (("ratings", "item", "films"), ("people", "user", "ratings")):
         unknown = f"SELECT row, {key} AS value FROM {role} WHERE {key} NOT IN (SELECT {key} FROM {other})"
         settle(tables[role], unknown, f"{key} {{value}} is not in {tables[other].parts[0][0].name}")
@@ -236,7 +260,7 @@ def _make_logs(preparation: Preparation, time: str) -> None:
     run = preparation.connection.execute
     run(
         f"""CREATE TABLE rated AS
-        SELECT row, regexp_extract(user, '[0-9]+$')::BIGINT AS user, raw, {time} AS time, is_target,
+        SELECT row, {NUMBER}::BIGINT AS user, raw, {time} AS time, is_target,
         dense_rank() OVER (ORDER BY raw) AS rank FROM ratings JOIN catalogue USING (item)"""
     )
     columns = run("SELECT user, rank FROM rated ORDER BY row").fetchnumpy()
@@ -248,7 +272,7 @@ def _make_logs(preparation: Preparation, time: str) -> None:
     )
     run("CREATE VIEW source AS SELECT user, item, time, tie FROM tied WHERE NOT is_target")
     run("CREATE VIEW target AS SELECT user, item, time, tie FROM tied WHERE is_target")
-    run("CREATE VIEW labels AS SELECT regexp_extract(user, '[0-9]+$') AS user, gender, age FROM people")
+    run(f"CREATE VIEW labels AS SELECT {NUMBER}::BIGINT::VARCHAR AS user, gender, age FROM people")
 
 
 def mix(user: np.ndarray, item: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from finetune_kit.data.dataset import Dataset
+from finetune_kit.data.folder import describe_file
 from finetune_kit.data.preparation import preparing
 from finetune_kit.data.prepare import write_dataset
 from finetune_kit.errors import DataError
@@ -69,10 +70,7 @@ def test_stale_flat_arrays_are_written_anew(tmp_path):
     duckdb.execute(f"CREATE OR REPLACE TABLE s AS {turned}")
     duckdb.execute(f"COPY s TO '{folder}/source.parquet' (FORMAT parquet)")
     manifest = json.loads((folder / "dataset.json").read_text())
-    manifest["files"]["source.parquet"] = {
-        "bytes": (folder / "source.parquet").stat().st_size,
-        "sha256": "another",
-    }
+    manifest["files"]["source.parquet"] = describe_file(folder / "source.parquet")
     (folder / "dataset.json").write_text(json.dumps(manifest))
     assert Dataset.open(folder).sequences(np.array([2]), 3).tolist() == [[4, 3, 2]]
 
@@ -130,10 +128,7 @@ def test_users_out_of_order_are_refused(tmp_path):
     duckdb.execute(f"CREATE OR REPLACE TABLE s AS SELECT user + 1 AS user, items FROM '{folder}/source.parquet'")
     duckdb.execute(f"COPY s TO '{folder}/source.parquet' (FORMAT parquet)")
     manifest = json.loads((folder / "dataset.json").read_text())
-    manifest["files"]["source.parquet"] = {
-        "bytes": (folder / "source.parquet").stat().st_size,
-        "sha256": "another",
-    }
+    manifest["files"]["source.parquet"] = describe_file(folder / "source.parquet")
     (folder / "dataset.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="the column user must be 1, 2, 3"):
         Dataset.open(folder)

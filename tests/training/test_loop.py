@@ -180,7 +180,7 @@ def test_a_loss_that_is_no_number_is_a_clear_error() -> None:
     module = line()
     module.poison = True
     with pytest.raises(
-        FinetuneKitError, match=r"finetune: the loss became nan in epoch 1; lower the learning rate \(0.05\)"
+        FinetuneKitError, match=r"finetune: the loss became nan in epoch 1, step 1 .*; lower finetune.learning_rate"
     ):
         fit(module, (0.1,))
 
