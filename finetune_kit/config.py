@@ -27,6 +27,12 @@ SECTIONS = ("run", "data", "backbone", "pretrain", "finetune", "evaluation", "st
 RECORDED = ("versions", "git", "files")
 """Sections that a run writes for the record; they are passed over when a run's config is used again."""
 
+MAY_CHANGE = ("run.data", "run.preset", "run.trackers", "run.save_minutes", "finetune.cache_memory")
+"""Options with which a run may be gone on with that it was not begun with: they don't touch its numbers.
+
+What ``run.data`` names is told by the dataset's fingerprint, and what ``run.preset`` sets by the options that it sets.
+"""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -169,6 +175,17 @@ def read_run(folder: Path, needed: Iterable[str] = ()) -> dict[str, dict[str, An
         writer = sections.get("versions", {}).get("finetune-kit")
         raise CheckpointError(f"{path}: {error}{'' if writer == __version__ else f'; {written_by(writer)}'}") from None
     return sections
+
+
+def deciding_options(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what decides a run's numbers, ``"section.option"`` to a plain value, as TOML would give it back.
+
+    Args:
+        tables: Section to options, as `Config.tables` or a ``config.toml`` have them.
+    """
+    plain = tomllib.loads(to_toml({name: table for name, table in tables.items() if name in SECTIONS}))
+    options = {f"{name}.{key}": value for name, table in plain.items() for key, value in table.items()}
+    return {path: value for path, value in options.items() if path not in MAY_CHANGE}
 
 
 def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:

@@ -48,6 +48,8 @@ class RunOptions(Options):
     """Let torch.compile fuse what the blocks compute; the first steps then take longer, and needs a C++ compiler."""
     trackers: tuple[str, ...] = ("jsonl",)
     """Trackers that are told the numbers as they come, by name."""
+    save_minutes: float = Field(5.0, ge=0)
+    """Within an epoch, save every so many minutes what --resume goes on from; 0 saves after each epoch alone."""
 
 
 class DataOptions(Options):
