@@ -188,6 +188,23 @@ def deciding_options(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {path: value for path, value in options.items() if path not in MAY_CHANGE}
 
 
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return what differs between two mappings of plain values, e.g. ``"a was 1, now 2; b was 3, now not there"``."""
+    return "; ".join(
+        f"{name} was {_shown(was, name)}, now {_shown(now, name)}"
+        for name in dict.fromkeys((*was, *now))
+        if (name in was, was.get(name)) != (name in now, now.get(name))
+    )
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    if name not in values:
+        return "not there"
+    value = values[name]
+    is_hash = isinstance(value, str) and len(value) == 64
+    return value[:12] if is_hash else repr(value)
+
+
 def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
     """Return tables of plain values as TOML; None values are left out, as TOML has none."""
     parts = []

@@ -88,6 +88,13 @@ def finish_folder(folder: Path, metrics: Mapping[str, Any]) -> None:
     write_text(folder / "metrics.json", text)
 
 
+def base_folder(root: Path, config: Config, dataset: Dataset, decides: Any, kind: str = "") -> Path:
+    """Return the folder of a backbone below ``root``, there or not; arguments are those of `base_made_once`."""
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
+    words = [config.run.backbone, dataset.name, f"s{config.run.seed}", *([kind] if kind else []), digest]
+    return root / "-".join(words)
+
+
 def base_made_once(
     root: Path,
     config: Config,
@@ -108,9 +115,7 @@ def base_made_once(
         progress: Who is told.
         kind: Stands in the folder's name; nothing for a backbone that is pre-trained and no more.
     """
-    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
-    words = [config.run.backbone, dataset.name, f"s{config.run.seed}", *([kind] if kind else []), digest]
-    folder, what = root / "-".join(words), f"{kind or 'pre-trained'} backbone"
+    folder, what = base_folder(root, config, dataset, decides, kind), f"{kind or 'pre-trained'} backbone"
     is_there = (folder / "metrics.json").exists()
     progress.say(f"{what}: {folder}{' (reused)' if is_there else ''}")
     if is_there:

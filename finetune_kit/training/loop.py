@@ -15,6 +15,7 @@ from lightning_fabric.plugins.precision import Precision
 from lightning_fabric.strategies import SingleDeviceStrategy
 from torch import Tensor
 
+from finetune_kit.config import differences
 from finetune_kit.environment import versions
 from finetune_kit.errors import FinetuneKitError
 from finetune_kit.interruption import Shield
@@ -27,7 +28,6 @@ from finetune_kit.training.compilation import compile_blocks
 from finetune_kit.training.optimizer import make_optimizer
 from finetune_kit.training.state import (
     Begun,
-    differences,
     random_states,
     read_state,
     refuse_other_state,

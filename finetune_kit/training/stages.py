@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from finetune_kit.checkpoint import RUN, base_reference, read_facts, save_model
-from finetune_kit.config import SECTIONS, deciding_options
+from finetune_kit.config import SECTIONS
 from finetune_kit.data.loading import SourceWindows, TargetBatches
 from finetune_kit.data.split import Split
 from finetune_kit.files import read_metrics, write_table

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from finetune_kit.config import differences
 from finetune_kit.errors import CheckpointError, one_line
 from finetune_kit.files import write_tensors
 
@@ -82,23 +83,6 @@ def refuse_other_state(path: Path, was: Mapping[str, str], now: Mapping[str, str
     """
     if told := differences(was, now):
         raise CheckpointError(f"{path} belongs to a run with other values: {told}; give those, or {START_OVER}")
-
-
-def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return what differs between two mappings of plain values, e.g. ``"a was 1, now 2; b was 3, now not there"``."""
-    return "; ".join(
-        f"{name} was {_shown(was, name)}, now {_shown(now, name)}"
-        for name in dict.fromkeys((*was, *now))
-        if (name in was, was.get(name)) != (name in now, now.get(name))
-    )
-
-
-def _shown(values: Mapping[str, Any], name: str) -> str:
-    if name not in values:
-        return "not there"
-    value = values[name]
-    is_hash = isinstance(value, str) and len(value) == 64
-    return value[:12] if is_hash else repr(value)
 
 
 def random_states(module: nn.Module, device: torch.device) -> dict[str, Tensor]:
