@@ -62,7 +62,7 @@ def read_state(path: Path, parts: tuple[str, ...]) -> tuple[dict[str, dict[str, 
     found: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
     for key, tensor in tensors.items():
         part, _, name = key.partition("/")
-        found[part][name] = tensor
+        found.setdefault(part, {})[name] = tensor
     return found, {name: json.loads(text) for name, text in texts.items()}
 
 
@@ -71,7 +71,7 @@ def _checksum(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
     digest = hashlib.sha256(json.dumps(sorted(texts.items())).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -1,5 +1,6 @@
 import csv
 import importlib.util
+import shlex
 import sys
 from pathlib import Path
 
@@ -130,7 +131,8 @@ def test_an_interrupted_comparison_says_how_to_go_on(ftkit, monkeypatch):
 
     monkeypatch.setattr("finetune_kit.training.run.Runner.finetune", interrupt)
     done = ftkit(*TWO)
-    assert (done.code, done.err.splitlines()[-1]) == (130, "ftkit: interrupted; the same command goes on")
+    command = shlex.join(["ftkit", *TWO, "--resume"])
+    assert (done.code, done.err.splitlines()[-1]) == (130, f"ftkit: interrupted; go on with: {command}")
 
 
 @pytest.mark.parametrize(
