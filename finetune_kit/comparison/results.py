@@ -65,9 +65,9 @@ class Result:
         return cls(setting, seed, folder, read_facts(folder / "metrics.json"))
 
     def refuse_damaged(self) -> None:
-        """Raise what would else be raised where the first table is written: a file that is gone or can't be read."""
-        refuse_changed(self.folder, AGAIN)
+        """Raise what would else be raised where the first table is written: a file that is gone, damaged or changed."""
         _ = self.instances, self.history, self.policy
+        refuse_changed(self.folder, AGAIN)
 
     def value(self, metric: str, protocol: str = "", part: str = "test") -> float:
         """Return a metric on ``"test"`` or ``"valid"``; ``protocol`` is empty for profile labels."""
