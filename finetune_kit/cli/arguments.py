@@ -55,9 +55,7 @@ ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="TOML file of options, e.g. another run's config.toml.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout and nothing else there.")]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on from where an interrupted run stopped; it ends with the same numbers.")
-]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from where an interrupted run stopped.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be run and trained; write nothing.")]
 
