@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-all lint format bench clean
+.PHONY: help run test test-slow test-all lint format bench soak clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -37,6 +37,10 @@ SIZE ?= paper
 bench: $(STAMP)  ## measure speed against the straight reference; SIZE=small is quick
 	$(BIN)/python -m pytest -m benchmark --benchmark-only
 	$(BIN)/python tests/benchmarks/speed.py --size $(SIZE) --json .benchmarks/speed-$(SIZE).json
+
+MINUTES ?= 60
+soak: $(STAMP)  ## kill runs, feed readers nonsense, compare seeds, for MINUTES=60
+	$(BIN)/python tests/soak/soak.py --minutes $(MINUTES)
 
 # First torch and the build tool, in the tested versions; so no later step replaces them or fetches others.
 $(STAMP): pyproject.toml constraints.txt

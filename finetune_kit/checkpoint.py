@@ -9,7 +9,6 @@ later version that adds a fact on which the weights' meaning depends is refused 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from finetune_kit import __version__
+from finetune_kit.checksums import file_hash
 from finetune_kit.environment import written_by
 from finetune_kit.errors import CheckpointError
 from finetune_kit.files import write_json, write_tensors
@@ -146,15 +146,6 @@ def refuse_other(facts: Mapping[str, Any], expected: Mapping[str, Any], where: P
             raise CheckpointError(
                 f"the weights in {str(where)!r} have another {what}: {facts[name]} there, {value} here"
             )
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def base_reference(base: Path, folder: Path) -> dict[str, str]:

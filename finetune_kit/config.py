@@ -12,6 +12,7 @@ from finetune_kit import __version__
 from finetune_kit.environment import written_by
 from finetune_kit.errors import CheckpointError, FinetuneKitError, OptionError, did_you_mean, one_line
 from finetune_kit.foreign import read_toml as parse_toml
+from finetune_kit.foreign import tomllib
 from finetune_kit.options import Options, resolve
 from finetune_kit.plugins import installed
 from finetune_kit.presets import PRESETS
@@ -20,6 +21,12 @@ from finetune_kit.sections import DataOptions, EvaluationOptions, FinetuneOption
 SECTIONS = ("run", "data", "backbone", "pretrain", "finetune", "evaluation", "strategy")
 RECORDED = ("versions", "git", "files")
 """Sections that a run writes for the record; they are passed over when a run's config is used again."""
+
+MAY_CHANGE = ("run.data", "run.preset", "run.trackers", "run.save_minutes", "finetune.cache_memory")
+"""Options with which a run may be gone on with that it was not begun with: they don't touch its numbers.
+
+What ``run.data`` names is told by the dataset's fingerprint, and what ``run.preset`` sets by the options that it sets.
+"""
 
 
 @dataclass(frozen=True)
@@ -162,6 +169,34 @@ def read_run(folder: Path, needed: Iterable[str] = ()) -> dict[str, dict[str, An
         writer = sections.get("versions", {}).get("finetune-kit")
         raise CheckpointError(f"{path}: {error}{'' if writer == __version__ else f'; {written_by(writer)}'}") from None
     return sections
+
+
+def deciding_options(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what decides a run's numbers, ``"section.option"`` to a plain value, as TOML would give it back.
+
+    Args:
+        tables: Section to options, as `Config.tables` or a ``config.toml`` have them.
+    """
+    plain = tomllib.loads(to_toml({name: table for name, table in tables.items() if name in SECTIONS}))
+    options = {f"{name}.{key}": value for name, table in plain.items() for key, value in table.items()}
+    return {path: value for path, value in options.items() if path not in MAY_CHANGE}
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return what differs between two mappings of plain values, e.g. ``"a was 1, now 2; b was 3, now not there"``."""
+    return "; ".join(
+        f"{name} was {_shown(was, name)}, now {_shown(now, name)}"
+        for name in dict.fromkeys((*was, *now))
+        if (name in was, was.get(name)) != (name in now, now.get(name))
+    )
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    if name not in values:
+        return "not there"
+    value = values[name]
+    is_hash = isinstance(value, str) and len(value) == 64
+    return value[:12] if is_hash else repr(value)
 
 
 def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:

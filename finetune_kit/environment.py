@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from finetune_kit import __version__
@@ -11,6 +12,7 @@ from finetune_kit import __version__
 PACKAGES = ("finetune-kit", "torch", "lightning-fabric", "numpy", "duckdb", "pydantic", "safetensors", "scipy")
 
 
+@cache
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide a run's numbers."""
     found = {"python": platform.python_version()}

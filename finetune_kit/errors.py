@@ -7,7 +7,8 @@ The tree::
     ├── OptionError         an option that does not exist, or a value it does not take
     ├── DataError           events or a dataset folder that can't be used as they are
     ├── PluginError         two plugins that can't live together, or one that breaks a contract
-    └── CheckpointError     weights that don't fit: another base, other vocabularies, a damaged file
+    ├── CheckpointError     weights that don't fit: another base, other vocabularies, a damaged file
+    └── StorageError        a file that can't be written, as the disk is full
 
 A message says, in one line: what was wrong (with the value), what would be right, what to do.
 The command line prints it and exits with 2. Our own broken invariants are `assert`s and exit with 1.
@@ -51,6 +52,10 @@ class PluginError(FinetuneKitError):
 
 class CheckpointError(FinetuneKitError):
     """Saved weights that don't fit what they are loaded into."""
+
+
+class StorageError(FinetuneKitError):
+    """A file that can't be written, as there is no room; what stood there before is untouched."""
 
 
 def _printable(message: str) -> str:

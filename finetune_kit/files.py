@@ -1,32 +1,100 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and stay when the power goes."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_kit.errors import CheckpointError, one_line
+from finetune_kit.errors import CheckpointError, FinetuneKitError, StorageError, one_line
 from finetune_kit.foreign import read_json
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+ABANDONED_AFTER = 60.0
+"""Seconds that nobody must have written to a dead process's partial file before it is taken away."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says when there is no room: none on the disk, none in one's share of it, none in a file."""
+
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write to; it takes the place of ``path`` when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Yield a path beside ``path`` to write to; it takes the place of ``path``, on disk, when the block ends well.
+
+    Raises:
+        StorageError: When there is no room; what stood at ``path`` is untouched.
+    """
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            yield partial
+            _flush(partial)
+            partial.replace(path)
+            _flush(path.parent)  # the new name
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Run a block that writes a file; a full disk becomes one line that names the file.
+
+    Raises:
+        StorageError: When there is no room.
+    """
     try:
-        yield partial
-        partial.replace(path)
+        yield
+    except Exception as error:
+        if isinstance(error, FinetuneKitError) or (number := _no_room(error)) is None:
+            raise
+        raise StorageError(f"{path} can't be written: {os.strerror(number)}; make room") from error
+
+
+def _no_room(error: Exception) -> int | None:
+    """Return which number of `FULL` an error stands for, or None; safetensors and DuckDB tell it in words."""
+    if isinstance(error, OSError):
+        return error.errno if error.errno in FULL else None
+    said = str(error)
+    return next((number for number in FULL if f"(os error {number})" in said or os.strerror(number) in said), None)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        partial.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what processes that were killed left of their tries to write a file."""
+    for partial in path.parent.glob(f".{path.name}.*.partial"):
+        number = re.fullmatch(r"\.(\d+)\.partial", partial.name.removeprefix(f".{path.name}"))
+        with suppress(OSError):  # another process may be faster
+            is_old = time.time() - partial.stat().st_mtime > ABANDONED_AFTER  # another machine's may have that number
+            if number and partial.is_file() and is_old and not _is_alive(int(number[1])):
+                partial.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> None:
@@ -37,7 +105,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON document, two spaces deep, ending in a newline."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return a JSON document, two spaces deep, ending in a newline."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_table(path: Path, columns: Mapping[str, np.ndarray]) -> None:

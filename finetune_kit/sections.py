@@ -52,6 +52,8 @@ class RunOptions(Options):
     true everywhere (slower on a GPU, and refused where an operation has no such form), false nowhere."""
     trackers: tuple[str, ...] = ("jsonl",)
     """Trackers that are told the numbers as they come, by name."""
+    save_minutes: float = Field(5.0, ge=0)
+    """Within an epoch, save every so many minutes what --resume goes on from; 0 saves after each epoch alone."""
 
     @field_validator("deterministic", mode="before")
     @classmethod

@@ -137,7 +137,10 @@ class Strategy(Trainable):
         return self.loss(batch, self.encode(batch))
 
     def start_epoch(self, epoch: int) -> None:
-        """Prepare an epoch, counted from 1; the noise of training becomes a function of (seed, epoch)."""
+        """Prepare an epoch, counted from 1; the noise of training becomes a function of (seed, epoch).
+
+        A run that goes on within an epoch calls it too: what it sets may depend on the epoch alone, not on weights.
+        """
         self.noise = generator(self.seed, "noise", epoch)
 
     def finish_training(self) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune_kit.errors import OptionError
+from finetune_kit.errors import OptionError, StorageError
 from finetune_kit.foreign import one_name
 
 if TYPE_CHECKING:
@@ -162,22 +162,26 @@ def run_folder(config: Config, dataset: str, output: Path | None, *, resume: boo
 
 @contextmanager
 def replacing(folder: Path, *, overwrite: bool) -> Iterator[None]:
-    """With --overwrite, put what stands in a run's folder aside; it comes back if the block fails, and goes if not."""
-    import os
+    """With --overwrite, put what stands in a run's folder aside; it comes back if the block fails, and goes if not.
+
+    It stays aside when the block is interrupted, killed, or finds the disk full, until --resume has gone on to the end.
+    """
     import shutil
 
-    if not (overwrite and folder.exists()):
-        yield
-        return
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.replaced")
-    folder.rename(aside)
+    aside = folder.with_name(f".{folder.name}.replaced")
+    if overwrite and folder.exists():
+        if aside.exists():  # an earlier --overwrite was interrupted: what stands in the folder is not finished
+            shutil.rmtree(folder)
+        else:
+            folder.rename(aside)
     try:
         yield
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
+    except Exception as error:
+        if overwrite and aside.exists() and not isinstance(error, StorageError):
+            shutil.rmtree(folder, ignore_errors=True)
+            aside.rename(folder)
         raise
-    shutil.rmtree(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def refuse_taken(
@@ -209,4 +213,6 @@ def _digest(config: Config) -> str:
     import hashlib
     import json
 
-    return hashlib.sha256(json.dumps(config.tables(), sort_keys=True).encode()).hexdigest()[:8]
+    from finetune_kit.config import deciding_options
+
+    return hashlib.sha256(json.dumps(deciding_options(config.tables()), sort_keys=True).encode()).hexdigest()[:8]

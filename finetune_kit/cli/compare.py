@@ -46,6 +46,9 @@ Tune = Annotated[
         help="Try these values on every row; the best on validation is shown. May be repeated.",
     ),
 ]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with this comparison alone: refuse other options than it has.")
+]
 NoReport = Annotated[bool, typer.Option("--no-report", help="Write tables alone, no pictures and no report.html.")]
 
 
@@ -71,9 +74,15 @@ def compare(
     config: arg.ConfigFile = None,
     json: arg.Json = False,
     no_report: NoReport = False,
+    resume: Resume = False,
     dry_run: arg.DryRun = False,
 ) -> None:
-    """Run strategies with several seeds on one dataset; tabulate means, tests and costs. Goes on where it stopped."""
+    """Run strategies with several seeds on one dataset; tabulate means, tests and costs.
+
+    However it was stopped, the same command goes on: finished runs are used again, an interrupted one is gone on with,
+    and the tables are those of an undisturbed comparison. Other strategies, seeds or options are compared too, beside
+    what is there.
+    """
     flags = {
         "data": data,
         "task": task,
@@ -95,6 +104,8 @@ def compare(
     from finetune_kit.comparison.write import as_json
 
     prepared = prepare(comparison, output, _Lines(), dry=dry_run)
+    if resume:
+        prepared.refuse_other()
     if dry_run:
         print_plan(prepared, json)
         return

@@ -1,12 +1,14 @@
 """`ftkit`: puts the subcommands together and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 2 the user's mistake, 1 ours, 130 interrupted.
+Exit codes: 0 done, 2 the user's mistake, 1 ours, 130 interrupted (Ctrl-C), 143 terminated.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import shlex
+import signal
 import sys
 from traceback import walk_tb
 from typing import Annotated, Any
@@ -76,22 +78,25 @@ def options(
         os.environ["FTKIT_PLUGINS"] = ""  # so that processes started from here leave them out too
 
 
-_STATE = {"traceback": False}
+_STATE = {"traceback": False, "signal": int(signal.SIGINT)}
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    from finetune_kit.errors import FinetuneKitError, one_line
+    from finetune_kit.errors import FinetuneKitError, StorageError, one_line
     from finetune_kit.foreign import visible
     from finetune_kit.memory import ANYWHERE, is_out_of_memory, out_of_memory
 
+    before = signal.signal(signal.SIGTERM, _terminate)
+    _STATE["signal"] = int(signal.SIGINT)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
         code = app(standalone_mode=False) or 0
     except FinetuneKitError as error:
         if _STATE["traceback"]:
             raise
-        print(f"ftkit: {visible(str(error))}", file=sys.stderr)
+        going_on = _command_to_go_on() if isinstance(error, StorageError) else ""
+        print(f"ftkit: {visible(str(error))}{going_on and f', then go on with: {going_on}'}", file=sys.stderr)
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
@@ -113,10 +118,29 @@ def main() -> None:
             code = 2
         else:
             raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if code == INTERRUPTED:
-        advice = _GOES_ON.get("".join(sys.argv[1:2]), "")
-        print(f"ftkit: interrupted{advice}", file=sys.stderr)
+        code, going_on = 128 + _STATE["signal"], _command_to_go_on()
+        word = "terminated" if _STATE["signal"] == signal.SIGTERM else "interrupted"
+        print(f"ftkit: {word}{going_on and f'; go on with: {going_on}'}", file=sys.stderr)
     sys.exit(code)
+
+
+def _terminate(number: int, frame: object) -> None:
+    """End on SIGTERM as on Ctrl-C: temporary folders go, and what is done so far is saved."""
+    from finetune_kit.interruption import Interrupted
+
+    _STATE["signal"] = number
+    raise Interrupted(number)
+
+
+def _command_to_go_on() -> str:
+    """Return the command that goes on with the interrupted one; nothing where there is none."""
+    words = [word for word in sys.argv[1:] if word != "--overwrite"]
+    if next((word for word in words if not word.startswith("-")), "") not in GOING_ON:
+        return ""
+    return shlex.join(["ftkit", *words, *(["--resume"] if "--resume" not in words else [])])
 
 
 def _plugin_at_fault(error: Exception) -> str | None:
@@ -132,8 +156,8 @@ def _plugin_at_fault(error: Exception) -> str | None:
 
 
 INTERRUPTED = 130
-_RESUME = "; the same command with --resume goes on"
-_GOES_ON = {"run": _RESUME, "pretrain": _RESUME, "finetune": _RESUME, "compare": "; the same command goes on"}
+GOING_ON = ("run", "pretrain", "finetune", "compare")
+"""Commands that take --resume."""
 
 
 def _explain_usage(error: Any) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,24 +42,60 @@ def is_finished(folder: Path, runner: Runner, resume: bool) -> bool:
     """Return whether --resume finds nothing left to do.
 
     Raises:
-        OptionError: When the folder holds a run of another configuration.
+        OptionError: When the folder holds a run of another configuration; every difference is named.
+        CheckpointError: When a file of a finished run was changed.
     """
-    from finetune_kit.config import read_toml, to_toml
+    from finetune_kit.checksums import refuse_changed
+    from finetune_kit.config import deciding_options, differences, read_run
 
     if not resume:
         return False
     if not (folder / "config.toml").exists():
         runner.progress.say(f"warning: nothing to resume in {folder}; starting from the beginning")
         return False
-    refuse_other_data(folder, read_toml(folder / "config.toml"), runner)
-    there = {name: table for name, table in read_toml(folder / "config.toml").items() if name in runner.config.tables()}
-    if to_toml(there) != to_toml(runner.config.tables()):
+    sections = read_run(folder)
+    refuse_other_data(folder, sections, runner)
+    if told := differences(deciding_options(sections), deciding_options(runner.config.tables())):
         raise OptionError(
-            f"{str(folder)!r} holds a run with other options; give those of its config.toml, or another --output"
+            f"{str(folder)!r} holds a run with other options: {told}; give those of its config.toml, or another "
+            "--output"
         )
     if done := (folder / "metrics.json").exists():
+        refuse_changed(folder, "copy the folder again, or train anew with --overwrite")
         runner.progress.say(f"{folder} is finished already; nothing was trained")
     return done
+
+
+def refuse_other_pretraining(root: Path, folder: Path, runner: Runner) -> None:
+    """Raise if --resume finds no pre-training under these options, but an interrupted one under others.
+
+    Args:
+        root: Where pre-trained backbones stand.
+        folder: Where the one asked for would stand.
+        runner: What would make it.
+    """
+    from finetune_kit.config import deciding_options, differences, read_run
+    from finetune_kit.training.folders import BASE_SECTIONS
+
+    if folder.exists():
+        return
+    run = ("run.backbone", "run.seed", "run.precision", "run.compile")
+
+    def own(sections: Mapping[str, Any]) -> dict[str, Any]:
+        options = deciding_options({name: sections[name] for name in BASE_SECTIONS})
+        return {path: value for path, value in options.items() if not path.startswith("run.") or path in run}
+
+    for other in sorted(root.glob(f"{folder.name.rpartition('-')[0]}-*")):
+        if (other / "last").is_dir() and not (other / "metrics.json").exists():
+            sections = read_run(other, BASE_SECTIONS)
+            was = {"dataset": sections["files"]["dataset_fingerprint"], **own(sections)}
+            now = {"dataset": runner.dataset.fingerprint, **own(runner.config.tables())}
+            if told := differences(was, now):
+                raise OptionError(
+                    f"nothing to resume: what was interrupted, {str(other)!r}, has other options: {told}; "
+                    "give those, or leave --resume out"
+                )
+    runner.progress.say(f"warning: nothing to resume in {folder}; starting from the beginning")
 
 
 def refuse_other_data(folder: Path, config: dict[str, dict[str, Any]], runner: Runner) -> None:

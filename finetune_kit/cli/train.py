@@ -10,7 +10,7 @@ import typer
 from finetune_kit.cli import arguments as arg
 from finetune_kit.cli.output import print_json, stdout
 from finetune_kit.cli.result import print_result
-from finetune_kit.cli.runner import is_finished, needs_base, print_plan, runner_of
+from finetune_kit.cli.runner import is_finished, needs_base, print_plan, refuse_other_pretraining, runner_of
 from finetune_kit.errors import OptionError
 from finetune_kit.files import read_metrics
 
@@ -106,6 +106,8 @@ def pretrain(
     }
     sections = arg.read_sections(config, set_, flags)
     with runner_of(sections, resume=resume) as runner:
+        if resume:
+            refuse_other_pretraining(output, runner.pretrained_folder(output), runner)
         folder = runner.pretrain(output)
         metrics = read_metrics(folder)
         if json:

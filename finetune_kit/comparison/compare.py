@@ -10,7 +10,14 @@ from pathlib import Path
 
 from finetune_kit.comparison.execute import Execution
 from finetune_kit.comparison.plan import Cell, Comparison, plan_cells
-from finetune_kit.comparison.record import Planned, Record, read_results, refuse_foreign, refuse_other_data
+from finetune_kit.comparison.record import (
+    Planned,
+    Record,
+    read_results,
+    refuse_foreign,
+    refuse_other_data,
+    refuse_other_plan,
+)
 from finetune_kit.comparison.results import Results
 from finetune_kit.comparison.summary import title
 from finetune_kit.comparison.write import write_tables
@@ -57,6 +64,10 @@ class Prepared:
             runs=tuple(runs),
             notes=_notes(self.comparison, [cell.config for cell in execution.cells]),
         )
+
+    def refuse_other(self) -> None:
+        """Raise if the folder holds another comparison than this one, of which this would be an extension."""
+        refuse_other_plan(self.execution.folder, self.record())
 
     def carry_out(self) -> Results:
         """Run what is missing; return the results, whose notes say what is still missing."""

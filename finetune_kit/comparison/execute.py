@@ -15,7 +15,7 @@ from finetune_kit.comparison.plan import Cell, deciding
 from finetune_kit.comparison.results import Result, row_name
 from finetune_kit.config import read_toml, resolve_config
 from finetune_kit.data.dataset import Dataset
-from finetune_kit.errors import FinetuneKitError, OptionError, one_line
+from finetune_kit.errors import FinetuneKitError, OptionError, StorageError, one_line
 from finetune_kit.files import write_text
 from finetune_kit.plugins import installed
 from finetune_kit.progress import Progress
@@ -86,12 +86,13 @@ class Execution:
             title = f"{number}/{len(self.cells)} {self.title(cell)}"
             if self.is_finished(cell):
                 self.progress.say(f"{title}: there already")
+                self._tidy(cell)
                 continue
             self.progress.say(title)
             try:
                 self._run(cell)
                 self.progress.say(f"  {clock.tick()}")
-            except OSError:  # a full disk: it would hit the others too
+            except (OSError, StorageError):  # a full disk: it would hit the others too
                 raise
             except Exception as error:  # a third party's strategy may raise anything
                 reason = failures[self.path(cell)] = self._failed(cell, error)
@@ -109,8 +110,12 @@ class Execution:
         strategy = installed().component("strategy", cell.config.run.strategy).load()
         base = runner.pretrain(self.folder.parent / "pretrained") if strategy.needs_pretrained else None
         runner.finetune(folder, base)
-        shutil.rmtree(folder / "last", ignore_errors=True)  # only needed to go on, and as large as three models
-        (folder / ERROR).unlink(missing_ok=True)  # of an earlier try
+        self._tidy(cell)
+
+    def _tidy(self, cell: Cell) -> None:
+        """Remove what a finished run needs no more."""
+        shutil.rmtree(self.path(cell) / "last", ignore_errors=True)  # to go on by, and as large as three models
+        (self.path(cell) / ERROR).unlink(missing_ok=True)  # of an earlier try
 
     def _runner(self, cell: Cell, progress: Progress) -> Runner:
         return Runner(cell.config, self.dataset, self.fabric, progress, resume=True)

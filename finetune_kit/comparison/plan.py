@@ -16,7 +16,7 @@ from finetune_kit.errors import OptionError
 from finetune_kit.foreign import one_name
 from finetune_kit.sections import label_of
 
-NOT_DECIDING = ("data", "trackers", "preset", "device")
+NOT_DECIDING = ("data", "trackers", "preset", "device", "save_minutes")
 """Options of ``run`` that don't tell runs apart: for ``data`` its content does, for ``preset`` what it sets."""
 
 

@@ -13,6 +13,7 @@ from finetune_kit.comparison.control import collapse_notes, control_notes
 from finetune_kit.comparison.provenance import base_notes, code_notes
 from finetune_kit.comparison.results import Result, Results, Setting, row_name
 from finetune_kit.comparison.summary import lost_to_references, of_seeds
+from finetune_kit.config import MAY_CHANGE, differences
 from finetune_kit.errors import CheckpointError, OptionError, one_line
 from finetune_kit.files import write_json
 from finetune_kit.foreign import confined, read_json, refuse_name
@@ -121,6 +122,40 @@ def refuse_other_data(folder: Path, fingerprint: str) -> None:
             f"{str(folder)!r} compares on a dataset with fingerprint {was[:12]}; the one given has {fingerprint[:12]}; "
             "name another --output"
         )
+
+
+def refuse_other_plan(folder: Path, now: Record) -> None:
+    """Raise if what a folder compares is not what is asked for, when it is to be gone on with and no more.
+
+    Raises:
+        OptionError: Naming every difference.
+    """
+    if not (folder / FILE).exists():
+        return
+    if told := differences(_asked(Record.read(folder)), _asked(now)):
+        raise OptionError(
+            f"{str(folder)!r} holds a comparison with other options: {told}; give those, or leave --resume out to "
+            "compare this too"
+        )
+
+
+def _asked(record: Record) -> dict[str, Any]:
+    """Return what was asked for, by the names of the command line."""
+    settings = [run.setting for run in record.runs]
+    return {
+        "strategies": list(dict.fromkeys(setting.strategy for setting in settings)),
+        "seeds": sorted({run.seed for run in record.runs}),
+        "backbones": list(dict.fromkeys(setting.backbone for setting in settings)),
+        "fractions": list(dict.fromkeys(setting.fraction for setting in settings)),
+        "task": record.task,
+        **{f"tune {path}": list(map(str, values)) for path, values in record.tune.items()},
+        **{
+            f"{section}.{option}": str(value)
+            for section, options in record.options.items()
+            for option, value in options.items()
+            if f"{section}.{option}" not in MAY_CHANGE
+        },
+    }
 
 
 def read_results(folder: Path) -> Results:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from finetune_kit.checksums import refuse_changed
 from finetune_kit.errors import CheckpointError
 from finetune_kit.files import read_table
 from finetune_kit.foreign import read_json
@@ -18,6 +19,8 @@ LABEL_METRICS = ("accuracy", "f1_macro")
 """Metrics of a profile label; there is no ranking protocol then."""
 RANKING_METRICS = ("mrr@5", "hr@5")
 """Metrics of item ranking that tables show first, in the order of the paper's Table 2."""
+
+AGAIN = "delete this folder, the same command trains it again"
 
 
 class Setting(NamedTuple):
@@ -62,8 +65,9 @@ class Result:
         return cls(setting, seed, folder, read_facts(folder / "metrics.json"))
 
     def refuse_damaged(self) -> None:
-        """Raise what would else be raised where the first table is written: a file that is gone or can't be read."""
+        """Raise what would else be raised where the first table is written: a file that is gone, damaged or changed."""
         _ = self.instances, self.history, self.policy
+        refuse_changed(self.folder, AGAIN)
 
     def value(self, metric: str, protocol: str = "", part: str = "test") -> float:
         """Return a metric on ``"test"`` or ``"valid"``; ``protocol`` is empty for profile labels."""
@@ -186,10 +190,7 @@ def _read_table(path: Path) -> dict[str, np.ndarray]:
 
 def _damaged(path: Path) -> CheckpointError:
     fault = "can't be read" if path.exists() else "is missing"
-    return CheckpointError(
-        f"the run in {str(path.parent)!r} is damaged, its {path.name} {fault}: delete this folder, the same command "
-        "trains it again"
-    )
+    return CheckpointError(f"the run in {str(path.parent)!r} is damaged, its {path.name} {fault}: {AGAIN}")
 
 
 def row_name(setting: Setting, settings: Iterable[Setting]) -> str:

@@ -7,11 +7,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lightning_fabric import Fabric
 
-from finetune_kit.config import Config
+from finetune_kit.config import Config, deciding_options
 from finetune_kit.data.dataset import Dataset
 from finetune_kit.data.earlier import PARTS, Earlier
 from finetune_kit.data.labelled import LabelledDataset, for_task
@@ -138,6 +139,17 @@ class Experiment:
         protocol = self.config.evaluation.protocols[0]
         cutoffs = tuple(dict.fromkeys((5, *self.config.evaluation.cutoffs)))
         return measuring(lambda: evaluator.evaluate(strategy, self.fabric, (protocol,)).metrics(cutoffs)[protocol])
+
+    def bound_to(self, sections: Iterable[str]) -> dict[str, Any]:
+        """Return what an interrupted training belongs to: nothing else goes on with it, as its numbers would differ.
+
+        Args:
+            sections: Those of the configuration that decide it.
+        """
+        tables = {name: table for name, table in self.config.tables().items() if name in sections}
+        options = deciding_options(tables)
+        options.pop("run.device", None)  # "auto" is one device or another
+        return {"dataset": self.dataset.fingerprint, "device": self.fabric.device.type, **options}
 
     def open_folder(self, folder: Path, sections: Iterable[str]) -> list[Tracker]:
         """Make a run folder, write the sections of the configuration that decide it, start its trackers."""

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from finetune_kit.checkpoint import PRETRAINED, save_model
+from finetune_kit.checksums import refuse_changed, write_checksums
 from finetune_kit.config import Config, to_toml
 from finetune_kit.environment import git_state, versions
-from finetune_kit.files import write_json, write_text
+from finetune_kit.files import json_text, write_text
 from finetune_kit.foreign import one_name
 from finetune_kit.progress import Progress
 from finetune_kit.training.assemble import backbone_facts
@@ -77,8 +78,22 @@ def write_base(
     write_config(folder, config, dataset, sections)
     digest = save_base(folder, config, dataset, tensors, facts)
     names = {"backbone": config.run.backbone, "dataset": dataset.name, "seed": config.run.seed}
-    write_json(folder / "metrics.json", {**names, **metrics, "hash": digest})  # last: it says that all is there
+    finish_folder(folder, {**names, **metrics, "hash": digest})
     return digest
+
+
+def finish_folder(folder: Path, metrics: Mapping[str, Any]) -> None:
+    """Write ``metrics.json``, whose presence means that all else is there, and before it the checksums of all."""
+    text = json_text(metrics)
+    write_checksums(folder, {"metrics.json": text})
+    write_text(folder / "metrics.json", text)
+
+
+def base_folder(root: Path, config: Config, dataset: Dataset, decides: Any, kind: str = "") -> Path:
+    """Return the folder of a backbone below ``root``, there or not; arguments are those of `base_made_once`."""
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
+    words = [config.run.backbone, dataset.name, f"s{config.run.seed}", *([kind] if kind else []), digest]
+    return root / one_name("-".join(words))
 
 
 def base_made_once(
@@ -101,11 +116,11 @@ def base_made_once(
         progress: Who is told.
         kind: Stands in the folder's name; nothing for a backbone that is pre-trained and no more.
     """
-    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
-    words = [config.run.backbone, dataset.name, f"s{config.run.seed}", *([kind] if kind else []), digest]
-    folder, what = root / one_name("-".join(words)), f"{kind or 'pre-trained'} backbone"
+    folder, what = base_folder(root, config, dataset, decides, kind), f"{kind or 'pre-trained'} backbone"
     is_there = (folder / "metrics.json").exists()
     progress.say(f"{what}: {folder}{' (reused)' if is_there else ''}")
-    if not is_there:
+    if is_there:
+        refuse_changed(folder, "delete the folder, and the backbone is made again")
+    else:
         make(folder)
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from finetune_kit.backbone import Leading
+from finetune_kit.files import storing
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -121,7 +123,10 @@ class LeadingStages:
         size = len(self.users) * some[0].numel()
         if size * some.element_size() <= self.memory * 2**20:
             return some.new_empty(shape)
-        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with storing(self.file):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("wb") as file:  # on a full disk, a write to a map that has holes would kill the process
+                os.posix_fallocate(file.fileno(), 0, size * some.element_size())
         return torch.from_file(str(self.file), shared=True, size=size, dtype=some.dtype).view(shape)
 
     def _forget(self) -> None:

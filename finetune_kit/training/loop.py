@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,11 +13,11 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import Precision
 from lightning_fabric.strategies import SingleDeviceStrategy
-from safetensors import safe_open
 from torch import Tensor
 
-from finetune_kit.errors import CheckpointError
-from finetune_kit.files import write_tensors
+from finetune_kit.config import differences
+from finetune_kit.environment import versions
+from finetune_kit.interruption import Shield
 from finetune_kit.memory import enough_memory
 from finetune_kit.progress import Progress
 from finetune_kit.sections import Optimizer
@@ -27,6 +27,14 @@ from finetune_kit.trainable import Trainable
 from finetune_kit.training.compilation import compile_blocks
 from finetune_kit.training.guard import Guard
 from finetune_kit.training.optimizer import make_optimizer
+from finetune_kit.training.state import (
+    Begun,
+    random_states,
+    read_state,
+    refuse_other_state,
+    set_random_states,
+    write_state,
+)
 
 TRAIN_ON_LESS = {
     "pretrain": "lower pretrain.batch_size or data.max_length, or set pretrain.loss=sampled-softmax",
@@ -82,8 +90,11 @@ class Loop:
         lower_is_better: For losses.
         compile: Let `torch.compile` fuse what the blocks compute.
         seed: Seeds shuffling and negatives.
-        checkpoint: File to keep for going on after a crash, or None.
+        checkpoint: File to keep for going on after a crash, or None. It is written after each epoch, and when SIGINT or
+            SIGTERM ends the training.
+        save_minutes: Write it also within an epoch, when so many minutes have passed since; 0 does not.
         bound_to: What the checkpoint belongs to, e.g. the dataset's fingerprint; it goes on with nothing else.
+        begin: Called before the first epoch, with the records of those that are done.
         observe: Called with each epoch's record.
         progress: Who is told.
     """
@@ -101,12 +112,21 @@ class Loop:
     compile: bool = False
     seed: int = 0
     checkpoint: Path | None = None
-    bound_to: Mapping[str, str] = field(default_factory=dict)
+    save_minutes: float = 0.0
+    bound_to: Mapping[str, Any] = field(default_factory=dict)
+    begin: Callable[[Sequence[Mapping[str, float]]], None] = lambda history: None
     observe: Callable[[Mapping[str, float]], None] = lambda record: None
     progress: Progress = field(default_factory=Progress)
+    _adam: torch.optim.Adam = field(init=False, repr=False)
+    _fitted: Fitted = field(init=False, repr=False)
+    _best: dict[str, Tensor] = field(init=False, repr=False)
+    _begun: Begun | None = field(init=False, repr=False)
+    _saved: float = field(init=False, repr=False)
 
     def fit(self, batches: Batches, evaluate: Callable[[], dict[str, float]], *, resume: bool = False) -> Fitted:
         """Train to the end, or from where a crash left it.
+
+        A step that has begun is done to its end when SIGINT or SIGTERM comes; what is done so far is then saved.
 
         Args:
             batches: The training batches.
@@ -115,13 +135,16 @@ class Loop:
 
         Raises:
             FinetuneKitError: When the loss or a gradient stops being a number, or memory runs out.
+            CheckpointError: When ``checkpoint`` is damaged, or belongs to something else.
+            StorageError: When ``checkpoint`` can't be written; the one before stays.
             OptionError: When ``compile`` does not work on this machine.
         """
         if self.compile:
             compile_blocks(self.module, self.fabric.device)
         trained = [parameter for parameter in self.module.parameters() if self.module.trains(parameter)]
-        adam = make_optimizer(self.optimizer, trained, self.learning_rate, self.weight_decay, self.fabric.device)
-        module, optimizer = self.fabric.setup(self.module, adam)
+        options = self.learning_rate, self.weight_decay, self.fabric.device
+        self._adam = make_optimizer(self.optimizer, trained, *options)
+        module, optimizer = self.fabric.setup(self.module, self._adam)
         if isinstance(self.fabric.strategy, SingleDeviceStrategy) and type(self._precision) is Precision:
             module = self.module  # in one process and in float32 the wrapper does nothing, and takes its time for it
         if self.epochs <= self.module.schedule_epochs:
@@ -129,35 +152,31 @@ class Loop:
                 f"warning: {self.stage}.epochs = {self.epochs}, but everything trains only after "
                 f"{self.module.schedule_epochs} epochs; set epochs above {self.module.schedule_epochs}"
             )
-        fitted, best = Fitted(), {}
+        self._fitted, self._best, self._begun, self._saved = Fitted(), {}, None, time.monotonic()
         if resume and self.checkpoint and self.checkpoint.exists():
-            fitted, best = self._load(adam)
-            self.progress.say(f"{self.stage}: going on after epoch {len(fitted.history)}")
+            self._load()
+        self.begin(self._fitted.history)
         with (
             gradients_by_row(self.module, self.optimizer == "lazy-adam"),
             self.progress.stage(self.stage, self.epochs * batches.num_batches()) as advance,
+            Shield() as shield,
         ):
-            for epoch in range(len(fitted.history) + 1, self.epochs + 1):
-                if self._is_exhausted(epoch, fitted):
-                    break
-                started = time.perf_counter()
-                with enough_memory(self.stage, TRAIN_ON_LESS[self.stage]):
-                    train_loss = self._train_epoch(module, optimizer, batches, epoch, fitted, advance)
-                fitted.training_seconds += time.perf_counter() - started
-                values = evaluate()
-                seconds = time.perf_counter() - started
-                fitted.seconds += seconds
-                record = {"epoch": epoch, "train_loss": train_loss, **values, "seconds": seconds}
-                fitted.history.append(record)
-                if fitted.best_epoch == 0 or self._is_better(values, fitted.history[fitted.best_epoch - 1]):
-                    fitted.best_epoch = epoch
-                    best = {name: tensor.cpu().clone() for name, tensor in self.module.trained_state().items()}
-                self.observe(record)
-                if self.checkpoint:
-                    self._save(adam, fitted, best)
-        self.module.load_trained_state(best)
+            try:
+                for epoch in range(len(self._fitted.history) + 1, self.epochs + 1):
+                    if self._is_exhausted(epoch, self._fitted):
+                        break
+                    with enough_memory(self.stage, TRAIN_ON_LESS[self.stage]):
+                        self._train_epoch(module, optimizer, batches, epoch, shield, advance)
+                    self._finish_epoch(epoch, evaluate, shield)
+                    self.observe(self._fitted.history[-1])
+                    self._save()
+            except KeyboardInterrupt:
+                if not shield.is_torn:
+                    self._save()
+                raise
+        self.module.load_trained_state(self._best)
         self.module.eval()
-        return fitted
+        return self._fitted
 
     def _train_epoch(
         self,
@@ -165,35 +184,72 @@ class Loop:
         optimizer: Any,
         batches: Batches,
         epoch: int,
-        fitted: Fitted,
+        shield: Shield,
         advance: Callable[[int, str], None],
-    ) -> float:
-        """Train one epoch and return its mean loss per batch."""
-        # The global generators serve dropout alone; everything that must be equal across devices has its own.
-        torch.manual_seed(derive_seed(self.seed, self.stage, "dropout", epoch))
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.stage, "batches", epoch))
-        self.module.start_epoch(epoch)
-        self.module.train()
-        total, steps = torch.zeros((), device=self.fabric.device), 0
-        guard = self._guard(epoch)
+    ) -> None:
+        """Train one epoch, or what is left of it."""
+        with shield.whole():
+            generator = self._start_epoch(epoch)
+        begun, fitted = self._begun, self._fitted
+        assert begun is not None
+        done, started = begun.steps, time.perf_counter() - begun.seconds
+        guard = self._guard(epoch, done)
         best = f"best {fitted.history[fitted.best_epoch - 1][self.monitor]:.4f}" if fitted.best_epoch else ""
-        for batch in batches.epoch(generator):
-            loss = module(batch.to(self.fabric.device))
-            self.fabric.backward(loss)
-            guard.see(loss, self.module.parameters(), batch)
-            optimizer.step()
-            for parameter in self.module.parameters():
-                parameter.grad = None  # in a step of a small head, `zero_grad` takes longer than it should
-            total += loss.detach()
-            steps += 1
-            fitted.num_instances += len(batch)
+        for step, batch in enumerate(batches.epoch(generator), start=1):
+            if step > done:  # else it was trained on before an interruption, and is drawn again for what follows
+                with shield.whole():
+                    loss = module(batch.to(self.fabric.device))
+                    self.fabric.backward(loss)
+                    guard.see(loss, self.module.parameters(), batch)
+                    optimizer.step()
+                    for parameter in self.module.parameters():
+                        parameter.grad = None  # in a step of a small head, `zero_grad` takes longer than it should
+                    begun.loss += loss.detach()
+                    begun.steps, begun.seconds = step, time.perf_counter() - started
+                    fitted.num_instances += len(batch)
+                if self.save_minutes and time.monotonic() - self._saved >= 60 * self.save_minutes:
+                    guard.look()
+                    self._save()
             advance(1, f"epoch {epoch} {best}")
         guard.look()
-        return total.item() / steps
+        begun.seconds = time.perf_counter() - started
 
-    def _guard(self, epoch: int) -> Guard:
+    def _guard(self, epoch: int, num_steps: int) -> Guard:
         has_scaler = getattr(self._precision, "scaler", None) is not None
-        return Guard(self.stage, epoch, self.learning_rate, self.checkpoint, has_scaler)
+        return Guard(self.stage, epoch, self.learning_rate, self.checkpoint, has_scaler, num_steps)
+
+    def _start_epoch(self, epoch: int) -> torch.Generator:
+        """Bring module and generators to an epoch's beginning, or to where it was left; return what draws batches."""
+        # The global generators serve dropout alone; everything that must be equal across devices has its own.
+        torch.manual_seed(derive_seed(self.seed, self.stage, "dropout", epoch))
+        state = None if self._begun is None else self.module.trained_state()
+        state = state and {name: tensor.clone() for name, tensor in state.items()}
+        self.module.start_epoch(epoch)
+        self.module.train()
+        if self._begun is None:
+            self._begun = Begun(torch.zeros((), device=self.fabric.device))
+        else:
+            self.module.load_trained_state(state or {})  # a schedule may change weights at an epoch's beginning
+            set_random_states(self.module, self.fabric.device, self._begun.random)
+            self._begun.random = {}
+        return torch.Generator().manual_seed(derive_seed(self.seed, self.stage, "batches", epoch))
+
+    def _finish_epoch(self, epoch: int, evaluate: Callable[[], dict[str, float]], shield: Shield) -> None:
+        """Evaluate, and enter the epoch into the history; keep its weights if they are the best."""
+        begun, fitted = self._begun, self._fitted
+        assert begun is not None
+        train_loss = begun.loss.item() / begun.steps
+        started = time.perf_counter()
+        values = evaluate()
+        seconds = begun.seconds + time.perf_counter() - started
+        with shield.whole():
+            fitted.training_seconds += begun.seconds
+            fitted.seconds += seconds
+            fitted.history.append({"epoch": epoch, "train_loss": train_loss, **values, "seconds": seconds})
+            if fitted.best_epoch == 0 or self._is_better(values, fitted.history[fitted.best_epoch - 1]):
+                fitted.best_epoch = epoch
+                self._best = {name: tensor.cpu().clone() for name, tensor in self.module.trained_state().items()}
+            self._begun = None
 
     def _is_exhausted(self, epoch: int, fitted: Fitted) -> bool:
         """Return whether patience is at its end before an epoch; it counts from the schedule's end on."""
@@ -204,41 +260,47 @@ class Loop:
         new, old = values[self.monitor], best[self.monitor]
         return new < old if self.lower_is_better else new > old
 
-    def _save(self, optimizer: torch.optim.Optimizer, fitted: Fitted, best: Mapping[str, Tensor]) -> None:
-        """Write everything needed to go on: weights, the best epoch's weights, Adam's moments, the history."""
-        assert self.checkpoint is not None
-        tensors = {f"now/{name}": tensor for name, tensor in self.module.trained_state().items()}
-        tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
-        for index, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"adam/{index}/{name}": torch.as_tensor(moment) for name, moment in moments.items()}
-        about = {"fitted": vars(fitted), "bound_to": dict(self.bound_to), "scaler": self._precision.state_dict()}
-        write_tensors(self.checkpoint, tensors, {name: json.dumps(value) for name, value in about.items()})
+    def _save(self) -> None:
+        """Write everything needed to go on: weights, the best ones, Adam's moments, generators, the history."""
+        begun = self._begun
+        if self.checkpoint is None or (begun and not math.isfinite(begun.loss.item())):
+            return  # the state that is there is the last good one
+        parts = {"now": self.module.trained_state(), "best": self._best, "adam": {}, "random": {}, "epoch": {}}
+        for index, moments in self._adam.state_dict()["state"].items():
+            parts["adam"] |= {f"{index}/{name}": torch.as_tensor(moment) for name, moment in moments.items()}
+        facts = {
+            "fitted": vars(self._fitted),
+            "bound_to": dict(self.bound_to),
+            "scaler": self._precision.state_dict(),
+            "versions": versions(),
+        }
+        if begun is not None:
+            parts["random"] = begun.random or random_states(self.module, self.fabric.device)
+            parts["epoch"] = {"loss": begun.loss}
+            facts["begun"] = {"steps": begun.steps, "seconds": begun.seconds}
+        write_state(self.checkpoint, parts, facts)
+        self._saved = time.monotonic()
 
-    def _load(self, optimizer: torch.optim.Optimizer) -> tuple[Fitted, dict[str, Tensor]]:
-        """Load what `_save` wrote into module and optimizer; return the history and the best weights."""
+    def _load(self) -> None:
+        """Load what `_save` wrote."""
         assert self.checkpoint is not None
-        parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "adam": {}}
-        try:
-            with safe_open(str(self.checkpoint), framework="pt") as file:
-                about = {name: json.loads(text) for name, text in file.metadata().items()}
-                for key in file.keys():  # noqa: SIM118  (not a mapping)
-                    part, _, name = key.partition("/")
-                    parts[part][name] = file.get_tensor(key)
-        except Exception as error:
-            raise CheckpointError(f"{self.checkpoint} can't be read: {error}; delete it to start over") from error
-        if about["bound_to"] != dict(self.bound_to):
-            was, now = about["bound_to"], self.bound_to
-            other = [name for name in {**was, **now} if was.get(name) != now.get(name)]
-            values = [f"{name} {was.get(name, 'none')[:12]}, now {now.get(name, 'none')[:12]}" for name in other]
-            raise CheckpointError(f"{self.checkpoint} belongs to another {'; '.join(values)}; delete it to start over")
-        self._precision.load_state_dict(about["scaler"])  # the loss scale of 16-mixed; nothing in other precisions
+        parts, facts = read_state(self.checkpoint, ("now", "best", "adam", "random", "epoch"))
+        refuse_other_state(self.checkpoint, facts["bound_to"], self.bound_to)
+        if told := differences(facts["versions"], versions()):
+            self.progress.say(f"warning: {self.stage} goes on under other versions, so it may round otherwise: {told}")
+        self._precision.load_state_dict(facts["scaler"])  # the loss scale of 16-mixed; nothing in other precisions
         self.module.load_trained_state(parts["now"])
         moments: dict[int, dict[str, Tensor]] = {}
         for key, tensor in parts["adam"].items():
             index, _, name = key.partition("/")
             moments.setdefault(int(index), {})[name] = tensor
-        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-        return Fitted(**about["fitted"]), parts["best"]
+        self._adam.load_state_dict({"state": moments, "param_groups": self._adam.state_dict()["param_groups"]})
+        self._fitted, self._best = Fitted(**facts["fitted"]), parts["best"]
+        where = f"after epoch {len(self._fitted.history)}"
+        if begun := facts.get("begun"):
+            self._begun = Begun(parts["epoch"]["loss"].to(self.fabric.device), **begun, random=parts["random"])
+            where = f"in epoch {len(self._fitted.history) + 1}, after step {self._begun.steps}"
+        self.progress.say(f"{self.stage}: going on {where}")
 
     @property
     def _precision(self) -> Any:

@@ -14,7 +14,7 @@ from finetune_kit.strategy import Strategy
 from finetune_kit.tables import trained_tables
 from finetune_kit.training.assemble import backbone_facts
 from finetune_kit.training.experiment import Experiment
-from finetune_kit.training.folders import base_made_once
+from finetune_kit.training.folders import base_folder, base_made_once
 from finetune_kit.training.pretrain import with_next_item
 from finetune_kit.training.stages import Finetuning, Pretraining, Start
 
@@ -42,6 +42,10 @@ class Runner(Experiment):
             )
         if strategy.needs_pretrained or strategy.needs_source_batches:
             with_next_item(self.dataset)
+
+    def pretrained_folder(self, root: Path) -> Path:
+        """Return where below ``root`` the pre-trained backbone stands, or will stand."""
+        return base_folder(root, self.config, self.dataset, self._decides_pretrained())
 
     def pretrain(self, root: Path) -> Path:
         """Return the folder of the pre-trained backbone below ``root``; it is made only if it is not there yet."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +18,7 @@ from finetune_kit.checkpoint import RUN, base_reference, read_facts, save_model
 from finetune_kit.config import SECTIONS
 from finetune_kit.data.loading import SourceWindows, TargetBatches
 from finetune_kit.data.split import Split
-from finetune_kit.files import read_metrics, write_json, write_table
+from finetune_kit.files import read_metrics, write_table
 from finetune_kit.memory import enough_memory
 from finetune_kit.seeding import seeded
 from finetune_kit.strategy import Strategy
@@ -26,7 +26,7 @@ from finetune_kit.tracker import Tracker
 from finetune_kit.training.assemble import backbone_facts, build_backbone, target_facts
 from finetune_kit.training.determinism import machine_facts
 from finetune_kit.training.experiment import EVALUATE_LESS, Experiment
-from finetune_kit.training.folders import BASE_SECTIONS, save_base
+from finetune_kit.training.folders import BASE_SECTIONS, finish_folder, save_base
 from finetune_kit.training.leading import LeadingStages
 from finetune_kit.training.loop import Fitted, Loop
 from finetune_kit.training.measure import measure
@@ -64,7 +64,9 @@ class Pretraining:
             compile=config.run.compile,
             seed=seed,
             checkpoint=self.folder / "last" / "state.safetensors",
-            bound_to={"dataset": dataset.fingerprint},
+            save_minutes=config.run.save_minutes,
+            bound_to=experiment.bound_to(("backbone", "pretrain")),
+            begin=lambda history: _begin(trackers, "pretrain", history),
             observe=lambda record: _tell(trackers, "pretrain", record),
             progress=experiment.progress,
         )
@@ -217,11 +219,13 @@ class Finetuning:
             compile=experiment.config.run.compile,
             seed=experiment.config.run.seed,
             checkpoint=self.folder / "last" / "state.safetensors",
+            save_minutes=experiment.config.run.save_minutes,
             bound_to={
-                "dataset": experiment.dataset.fingerprint,
-                "base": "none" if self.base is None else read_facts(self.base)["hash"],
+                **experiment.bound_to(SECTIONS),
+                **({} if self.base is None else {"base": read_facts(self.base)["hash"]}),
                 **({} if self.start is None else {"start": self.start.origin}),
             },
+            begin=lambda history: _begin(trackers, "finetune", history),
             observe=lambda record: _tell(trackers, "finetune", record),
             progress=experiment.progress,
         )
@@ -250,15 +254,20 @@ class Finetuning:
         return 0.0 if self.base is None else read_metrics(self.base).get("seconds", {}).get("pretrain", 0.0)
 
 
+def _begin(trackers: list[Tracker], stage: str, history: Sequence[Mapping[str, float]]) -> None:
+    for tracker in trackers:
+        tracker.go_on(stage, history)
+
+
 def _tell(trackers: list[Tracker], stage: str, record: Mapping[str, float]) -> None:
     for tracker in trackers:
         tracker.record(stage, record)
 
 
 def _close_folder(folder: Path, metrics: dict[str, Any], fitted: Fitted, trackers: list[Tracker]) -> None:
-    """Write history and metrics; ``metrics.json`` comes last, so its presence means that the run is finished."""
+    """Write history and metrics, and tell the trackers."""
     columns = {key: np.array([record[key] for record in fitted.history]) for key in fitted.history[0]}
     write_table(folder / "history.parquet", columns)
-    write_json(folder / "metrics.json", metrics)
     for tracker in trackers:
         tracker.finish(metrics)
+    finish_folder(folder, metrics)

@@ -1,5 +1,6 @@
 import csv
 import importlib.util
+import shlex
 import sys
 from pathlib import Path
 
@@ -130,7 +131,25 @@ def test_an_interrupted_comparison_says_how_to_go_on(ftkit, monkeypatch):
 
     monkeypatch.setattr("finetune_kit.training.run.Runner.finetune", interrupt)
     done = ftkit(*TWO)
-    assert (done.code, done.err.splitlines()[-1]) == (130, "ftkit: interrupted; the same command goes on")
+    command = shlex.join(["ftkit", *TWO, "--resume"])
+    assert (done.code, done.err.splitlines()[-1]) == (130, f"ftkit: interrupted; go on with: {command}")
+
+
+def test_resume_goes_on_with_this_comparison_alone(ftkit):
+    one = ["compare", "--strategies", "finetune-cls", "--seeds", "0", "--no-report", *TINY]
+    assert ftkit(*one, "--resume").code == 0
+    assert "1/1 finetune-cls, seed 0: there already" in ftkit(*one, "--resume").err
+    other = ["compare", "--strategies", "finetune-cls,finetune-all", "--seeds", "0,1", "--no-report", *TINY]
+    done = ftkit(*other, "--resume", "--learning-rate", "0.1")
+    told = (
+        "strategies was ['finetune-cls'], now ['finetune-cls', 'finetune-all']; seeds was [0], now [0, 1]; "
+        "finetune.learning_rate was not there, now '0.1'"
+    )
+    assert (done.code, done.err.splitlines()[-1]) == (
+        2,
+        f"ftkit: 'out' holds a comparison with other options: {told}; give those, or leave --resume out to compare "
+        "this too",
+    )
 
 
 @pytest.mark.parametrize(

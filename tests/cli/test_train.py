@@ -1,13 +1,10 @@
 import json
-import os
 import subprocess
 import sys
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
 
-from finetune_kit import Component, Tracker, hookimpl, plugins
 from finetune_kit.cli import main as module
 from finetune_kit.config import read_toml
 
@@ -144,14 +141,6 @@ def test_overwrite_spares_what_is_no_run(ftkit):
     assert Path("mine/thesis.txt").exists()
 
 
-def test_resume_of_a_finished_run_prints_it_again_and_of_another_configuration_is_refused(ftkit):
-    first = ftkit(*HARD, "--output", "out", "--json").json
-    assert ftkit(*HARD, "--output", "out", "--resume", "--json").json == first
-    done = ftkit(*HARD, "--output", "out", "--resume", "--learning-rate", "0.1")
-    assert done.code == 2
-    assert "holds a run with other options" in done.err
-
-
 def test_the_configuration_of_a_run_makes_the_same_run_again(ftkit):
     first = ftkit(*HARD, "--output", "out", "--json").json
     again = ftkit("run", "--config", "out/config.toml", "--output", "again", "--json").json
@@ -223,53 +212,6 @@ def test_evaluate_says_what_is_wrong_with_a_folder_that_is_no_run(ftkit):
         assert done.err.count("\n") == 1
 
 
-class Stopper(Tracker):
-    """Interrupts at the epoch named by the environment, as somebody at a keyboard would."""
-
-    def record(self, stage, values):
-        if os.environ.get("STOP_AT") == f"{stage}-{values['epoch']}":
-            raise KeyboardInterrupt
-
-
-@hookimpl
-def ftkit_trackers():
-    return [Component("stopper", "Interrupts", f"{__name__}:Stopper")]
-
-
-@pytest.mark.parametrize("stop_at", ["pretrain-2", "finetune-1", "finetune-3"])
-def test_an_interrupted_run_goes_on_and_ends_as_if_nothing_had_happened(ftkit, monkeypatch, stop_at):
-    own = EntryPoint("stopper", __name__, plugins.GROUP)
-    monkeypatch.setattr(plugins, "entry_points", lambda group: [*entry_points(group=group), own])
-    plugins.installed.cache_clear()
-    try:
-        arguments = [
-            "run",
-            "--strategy",
-            "uaf-hard",
-            *TINY[:-2],
-            "--set",
-            "pretrain.epochs=3",
-            "--epochs",
-            "4",
-        ]
-        arguments += ["--set", "run.trackers=jsonl,stopper", "--json"]
-        whole = ftkit(*arguments, "--output", "one/whole").json
-        monkeypatch.setenv("STOP_AT", stop_at)
-        stopped = ftkit(*arguments, "--output", "two/halves")
-        assert (stopped.code, stopped.out) == (130, "")
-        assert stopped.err.splitlines()[-1] == "ftkit: interrupted; the same command with --resume goes on"
-        assert not Path("two/halves/metrics.json").exists()
-        monkeypatch.delenv("STOP_AT")
-        resumed = ftkit(*arguments, "--output", "two/halves", "--resume").json
-    finally:
-        plugins.installed.cache_clear()
-    timeless = {"folder", "seconds", "instances_per_second"}
-    assert {key: resumed[key] for key in resumed.keys() - timeless} == {
-        key: whole[key] for key in whole.keys() - timeless
-    }
-    assert Path("two/halves/model.safetensors").read_bytes() == Path("one/whole/model.safetensors").read_bytes()
-
-
 @pytest.mark.parametrize("option", ["run.seed=1", "data.split=user", "data.fraction=0.5", "strategy.temperature=1"])
 def test_evaluate_refuses_what_would_mix_training_and_test(ftkit, option):
     ftkit(*HARD, "--output", "out")
@@ -329,29 +271,6 @@ def test_a_strategy_s_mistake_is_found_before_pretraining_and_loses_nothing(ftki
     assert "strategy.n = 9" in done.err
     assert "pre-trained backbone" not in done.err
     assert Path("out/metrics.json").read_bytes() == before
-
-
-def test_resume_and_overwrite_contradict_each_other(ftkit):
-    done = ftkit(*HARD, "--output", "out", "--resume", "--overwrite")
-    assert (done.code, done.err.splitlines()[-1]) == (
-        2,
-        "ftkit: --resume goes on with a run and --overwrite replaces it; give one of them",
-    )
-
-
-def test_a_run_that_was_to_be_replaced_comes_back_when_the_new_one_fails(ftkit, monkeypatch):
-    from finetune_kit.training.stages import Finetuning
-
-    def fail(self):
-        self.folder.mkdir()
-        raise KeyboardInterrupt
-
-    ftkit(*HARD, "--output", "out")
-    before = {path.name: path.read_bytes() for path in Path("out").iterdir() if path.is_file()}
-    monkeypatch.setattr(Finetuning, "carry_out", fail)
-    assert ftkit(*HARD, "--output", "out", "--overwrite").code == 130
-    assert {path.name: path.read_bytes() for path in Path("out").iterdir() if path.is_file()} == before
-    assert {path.name for path in Path().iterdir() if "replaced" in path.name} == set()
 
 
 def test_a_dataset_that_changed_since_is_refused_by_resume_and_finetune(ftkit):

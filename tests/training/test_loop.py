@@ -253,7 +253,7 @@ def test_a_checkpoint_of_other_data_is_refused_naming_both(tmp_path: Path) -> No
     script = values(0.1, 0.2)
     loop(line(), epochs=2, checkpoint=checkpoint, bound_to={"dataset": "old"}).fit(Rows(), lambda: next(script))
     other = loop(line(), epochs=3, checkpoint=checkpoint, bound_to={"dataset": "new"})
-    with pytest.raises(CheckpointError, match=r"belongs to another dataset old, now new; delete it"):
+    with pytest.raises(CheckpointError, match=r"other values: dataset was 'old', now 'new'; give those, or delete it"):
         other.fit(Rows(), dict, resume=True)
 
 
@@ -262,7 +262,10 @@ def test_a_checkpoint_that_was_bound_to_more_or_to_less_is_refused_naming_what(t
     script = values(0.1, 0.2)
     bound_to = {"dataset": "one", "start": "run"}
     loop(line(), epochs=2, checkpoint=checkpoint, bound_to=bound_to).fit(Rows(), lambda: next(script))
-    for now, said in (({"dataset": "one"}, "start run, now none"), ({**bound_to, "base": "b"}, "base none, now b")):
+    for now, said in (
+        ({"dataset": "one"}, "start was 'run', now not there"),
+        ({**bound_to, "base": "b"}, "base was not there, now 'b'"),
+    ):
         other = loop(line(), epochs=3, checkpoint=checkpoint, bound_to=now)
-        with pytest.raises(CheckpointError, match=f"belongs to another {said}; delete it"):
+        with pytest.raises(CheckpointError, match=f"{said}; give those, or delete it"):
             other.fit(Rows(), dict, resume=True)

@@ -99,6 +99,7 @@ def names_in(folder: Path) -> set[str]:
 
 def test_a_run_folder_has_exactly_the_promised_files(dataset: Dataset, tmp_path: Path) -> None:
     files = {
+        "checksums.json",
         "config.toml",
         "history.parquet",
         "instances.parquet",

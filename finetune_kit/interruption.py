@@ -1,0 +1,84 @@
+"""SIGINT (Ctrl-C) and SIGTERM while something must not stop half-way."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the work.
+
+    Args:
+        number: Which one.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class Shield:
+    """While it is entered (``with``), a signal waits for the end of what `whole` holds; elsewhere it acts at once.
+
+    It acts as it would have done: by the handler that was there, or by raising `Interrupted`. One that was ignored
+    stays ignored. Python tells signals to the main thread alone; in others there is no shield, and no need of one.
+    """
+
+    def __init__(self) -> None:
+        self.is_torn = False
+        """Whether what `whole` held last was left half-way: by an error, or by a second signal."""
+        self._is_up = False
+        self._waiting: list[int] = []
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        """Take the signals."""
+        if threading.current_thread() is threading.main_thread():
+            found = {number: signal.getsignal(number) for number in SIGNALS}
+            self._before = {number: old for number, old in found.items() if old not in (signal.SIG_IGN, None)}
+            for number in self._before:
+                signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Give them back."""
+        for number, old in self._before.items():
+            signal.signal(number, old)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Run a block to its end, whatever signal comes; a second one breaks it off."""
+        self.is_torn = self._is_up = True
+        try:
+            yield
+            self.is_torn = False
+        finally:
+            self._is_up = False
+        if self._waiting:
+            self._act(self._waiting.pop())
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._is_up and not self._waiting:
+            self._waiting.append(number)
+        else:
+            self._waiting.clear()
+            self._act(number)
+
+    def _act(self, number: int) -> None:
+        old = self._before[number]
+        if callable(old) and old is not signal.default_int_handler:
+            old(number, None)
+        else:
+            raise Interrupted(number)

@@ -1,0 +1,120 @@
+"""What an interrupted training goes on from, on disk: one safetensors file with a checksum of all that is in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from finetune_kit.config import differences
+from finetune_kit.errors import CheckpointError, one_line
+from finetune_kit.files import write_tensors
+
+CHECKSUM = "checksum"
+START_OVER = "delete it to start over"
+
+
+@dataclass
+class Begun:
+    """An epoch under way, between two of its steps.
+
+    Args:
+        loss: The sum of its steps' losses, a scalar.
+        steps: Steps done. To go on, that many batches are drawn again, and passed over.
+        seconds: Time spent on them.
+        random: Where the generators stood (`random_states`), as long as they have not been put there again.
+    """
+
+    loss: Tensor
+    steps: int = 0
+    seconds: float = 0.0
+    random: dict[str, Tensor] = field(default_factory=dict)
+
+
+def write_state(path: Path, parts: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
+    """Write tensors, by part and name, and plain JSON values beside them."""
+    tensors = {f"{part}/{name}": tensor.detach().cpu() for part, own in parts.items() for name, tensor in own.items()}
+    texts = {name: json.dumps(value) for name, value in facts.items()}
+    write_tensors(path, tensors, {**texts, CHECKSUM: _checksum(tensors, texts)})
+
+
+def read_state(path: Path, parts: tuple[str, ...]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Return what `write_state` wrote: tensors by part and name, all ``parts`` among them, and the values.
+
+    Raises:
+        CheckpointError: When it is torn, cut short, or was changed since.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            texts = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    except Exception as error:  # safetensors' own, or the system's
+        raise CheckpointError(f"{path} can't be read: {one_line(error)}; {START_OVER}") from error
+    if texts.pop(CHECKSUM, None) != _checksum(tensors, texts):
+        raise CheckpointError(f"{path} is damaged: its checksum is not the recorded one; {START_OVER}")
+    found: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
+    for key, tensor in tensors.items():
+        part, _, name = key.partition("/")
+        found.setdefault(part, {})[name] = tensor
+    return found, {name: json.loads(text) for name, text in texts.items()}
+
+
+def _checksum(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
+    """Return the SHA-256 of names, types, shapes and bytes of tensors on the CPU, and of texts."""
+    digest = hashlib.sha256(json.dumps(sorted(texts.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def refuse_other_state(path: Path, was: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raise if a state belongs to something else than what is at hand.
+
+    Raises:
+        CheckpointError: Naming everything that differs, with both values.
+    """
+    if told := differences(was, now):
+        raise CheckpointError(f"{path} belongs to a run with other values: {told}; give those, or {START_OVER}")
+
+
+def random_states(module: nn.Module, device: torch.device) -> dict[str, Tensor]:
+    """Return where torch's global generators, and those that a module and its parts have as attributes, stand."""
+    states = {"torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return {**states, **{f"module/{name}": generator.get_state() for name, generator in _generators(module)}}
+
+
+def set_random_states(module: nn.Module, device: torch.device, states: Mapping[str, Tensor]) -> None:
+    """Put generators where `random_states` found them.
+
+    Raises:
+        CheckpointError: When the module has other generators.
+    """
+    generators = {f"module/{name}": generator for name, generator in _generators(module)}
+    if differ := sorted(generators.keys() ^ {name for name in states if name.startswith("module/")}):
+        raise CheckpointError(f"the state is of another module: generators differ, e.g. {differ[0]!r}; {START_OVER}")
+    for name, generator in generators.items():
+        generator.set_state(states[name])
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+    if device.type == "mps":
+        torch.mps.set_rng_state(states["mps"])
+
+
+def _generators(module: nn.Module) -> Iterator[tuple[str, torch.Generator]]:
+    for path, part in module.named_modules():
+        for name, value in vars(part).items():
+            if isinstance(value, torch.Generator):
+                yield f"{path}.{name}", value
