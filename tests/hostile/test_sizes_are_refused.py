@@ -223,6 +223,13 @@ def test_a_line_or_a_gzip_file_without_end_is_refused(tmp_path, monkeypatch, ftk
     assert_refused(ftkit("data", "prepare", "events", *files, "--output", "ds"), "unpacks from", "which text does not")
 
 
+def looks_at_numbers(num_in: int, num_out: int) -> torch.nn.Module:
+    """Return a layer that can't be built without memory."""
+    layer = torch.nn.Linear(num_in, num_out)
+    assert layer.weight.sum().item() < 1e6
+    return layer
+
+
 def test_a_model_is_measured_without_taking_memory(tmp_path):
     with pytest.raises(OptionError, match=r"x would need more than the .* GiB"):
         refuse_too_large(lambda: torch.nn.Linear(10**9, 10**9), "x")
@@ -231,8 +238,9 @@ def test_a_model_is_measured_without_taking_memory(tmp_path):
     same = {"weight": (10, 10), "bias": (10,)}
     refuse_other_shapes(lambda: torch.nn.Linear(10, 10).state_dict(), same, tmp_path)
     for other in ({"weight": (10, 10)}, {**same, "more": (1,)}, {**same, "bias": (9,)}):
-        with pytest.raises(CheckpointError, match="not those of its configuration"):
-            refuse_other_shapes(lambda: torch.nn.Linear(10, 10).state_dict(), other, tmp_path)
+        for build in (torch.nn.Linear, looks_at_numbers):
+            with pytest.raises(CheckpointError, match="not those of its configuration"):
+                refuse_other_shapes(lambda build=build: build(10, 10).state_dict(), other, tmp_path)
 
 
 def test_measuring_leaves_random_numbers_and_devices_as_they_were():
