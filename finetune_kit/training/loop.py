@@ -19,6 +19,7 @@ from torch import Tensor
 
 from finetune_kit.errors import CheckpointError, FinetuneKitError
 from finetune_kit.files import write_tensors
+from finetune_kit.foreign import refuse_large_header
 from finetune_kit.progress import Progress
 from finetune_kit.sections import Optimizer
 from finetune_kit.seeding import derive_seed
@@ -210,6 +211,7 @@ class Loop:
         assert self.checkpoint is not None
         parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "adam": {}}
         try:
+            refuse_large_header(self.checkpoint)
             with safe_open(str(self.checkpoint), framework="pt") as file:
                 about = {name: json.loads(text) for name, text in file.metadata().items()}
                 for key in file.keys():  # noqa: SIM118  (not a mapping)
