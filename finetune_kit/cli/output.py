@@ -63,7 +63,7 @@ def warn(text: str) -> None:
     """Print one warning line on stderr."""
     from rich.text import Text
 
-    stderr().print(Text("warning: ", "yellow").append(visible(text), "default"))
+    stderr().print(Text.assemble(("warning:", "yellow"), f" {visible(text)}"))
 
 
 class ConsoleProgress(Progress):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from torch.nn import Module
 
 from finetune_kit.backbone import Backbone
 from finetune_kit.checkpoint import PRETRAINED, RUN, load_model, read_facts, read_shapes, refuse_other
@@ -80,7 +79,7 @@ def build_strategy(
     """
     backbone = build_backbone(config, num_source_items)
     if base is not None:
-        _load_weights(backbone, base)
+        backbone.load_state_dict(base)
     strategy = kind or installed().component("strategy", config.run.strategy).load()
     options = config.strategy if kind is None else None
     with seeded(config.run.seed, "strategy"):
@@ -155,18 +154,6 @@ def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _load_weights(module: Module, weights: Mapping[str, Tensor]) -> None:
-    """Load all weights of a module.
-
-    Raises:
-        CheckpointError: When names or shapes differ.
-    """
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"the weights belong to another model: {one_line(error)[:200]}") from error
-
-
 def _whole_state(strategy: Strategy) -> dict[str, Tensor]:
     """Return the tensors of a merged run by the names that its file has."""
     parts = {BACKBONE: strategy.backbone, TASK: strategy.task}
@@ -232,7 +219,7 @@ def load_run(folder: Path, dataset: Dataset, base: Path | None = None, options: 
             lambda: _whole_state(build_strategy(config, *sizes, None, Plain)), shapes_of(tensors), folder
         )
         strategy: Strategy = build_strategy(config, *sizes, part_of(tensors, BACKBONE), Plain)
-        _load_weights(strategy.task, part_of(tensors, TASK))
+        strategy.task.load_state_dict(part_of(tensors, TASK))
     else:
         refuse_other_shapes(lambda: build_strategy(config, *sizes, None).trained_state(), shapes_of(tensors), folder)
         strategy = build_strategy(config, *sizes, weights)

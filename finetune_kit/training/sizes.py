@@ -23,13 +23,13 @@ MOST_TENSORS = 10_000
 """Parameter tensors of the largest model, those counted that are made on the way; the largest of ours has hundreds."""
 
 
-class _TooLargeError(Exception):
+class TooLargeError(OptionError):
     """A model that is being built has too much of something."""
 
 
 @contextmanager
 def _without_memory(most_tensors: int) -> Iterator[None]:
-    """Build modules on the meta device; raise `_TooLargeError` as soon as they have more than the machine holds."""
+    """Build modules on the meta device; raise `TooLargeError` as soon as they have more than the machine holds."""
     memory, seen = _memory(), {"tensors": 0, "bytes": 0}
 
     def count(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
@@ -37,9 +37,9 @@ def _without_memory(most_tensors: int) -> Iterator[None]:
             seen["tensors"] += 1
             seen["bytes"] += parameter.numel() * parameter.element_size()
         if seen["bytes"] > memory:
-            raise _TooLargeError(f"more than the {memory / 2**30:,.0f} GiB of memory that this machine has")
+            raise TooLargeError(f"more than the {memory / 2**30:,.0f} GiB of memory that this machine has")
         if seen["tensors"] > most_tensors:
-            raise _TooLargeError(f"more than {most_tensors:,} parameter tensors")
+            raise TooLargeError(f"more than {most_tensors:,} parameter tensors")
 
     hook: Any = register_module_parameter_registration_hook(count)
     try:
@@ -66,13 +66,13 @@ def refuse_too_large(build: Callable[[], object], what: str) -> None:
         what: Its name, for the error.
 
     Raises:
-        OptionError: Saying which options to lower.
+        TooLargeError: Saying which options to lower.
     """
     try:
         with _without_memory(MOST_TENSORS):
             build()
-    except _TooLargeError as error:
-        raise OptionError(
+    except TooLargeError as error:
+        raise TooLargeError(
             f"{what} would need {error}; lower its options (e.g. backbone.dim, num_blocks, data.max_length), or use a "
             "dataset with fewer items"
         ) from None
@@ -105,10 +105,10 @@ def refuse_other_shapes(
     try:
         with _without_memory(most_tensors or MOST_TENSORS):
             wanted = shapes_of(build())
-    except (_TooLargeError, OptionError) as error:
+    except TooLargeError as error:
         raise CheckpointError(f"the weights in {str(where)!r} are not those of its configuration: {error}") from None
     except Exception:  # building it outright says what is wrong, or that nothing is
-        return
+        wanted = shapes_of(build())
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             raise CheckpointError(

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 from sent_files import assert_refused, change_json
 
+from documents import ROOT
 from finetune_kit.checkpoint import file_hash
 from finetune_kit.data import text
 from finetune_kit.data.dataset import Dataset
@@ -24,6 +26,29 @@ from finetune_kit.training import sizes
 from finetune_kit.training.sizes import refuse_other_shapes, refuse_too_large
 
 MEMORY = 512 * 2**20
+
+
+UNBOUNDED = {
+    r"json\.loads?\([^)\n]*read_text|json\.load\(|tomllib\.load\(": "read_json or read_toml of foreign.py",
+    r"read_parquet\(": "parquet_scan of data/database.py",
+}
+
+
+def unbounded(source: str) -> list[str]:
+    """Return what would bound the reading of files in a source, where it is not used."""
+    found = [advice for pattern, advice in UNBOUNDED.items() if re.search(pattern, source)]
+    reads_tensors = re.search(r"\b(safe_open|load_file)\(", source) and "refuse_large_header(" not in source
+    return found + (["refuse_large_header of foreign.py"] if reads_tensors else [])
+
+
+def test_no_source_of_ours_reads_a_file_without_bounds():
+    sources = {path: path.read_text(encoding="utf-8") for path in (ROOT / "finetune_kit").rglob("*.py")}
+    own = {"database.py", "foreign.py"}  # what bounds it
+    ours = {path: text for path, text in sources.items() if path.name not in own and "testing" not in path.parts}
+    found = {str(path): unbounded(text) for path, text in ours.items()}
+    assert {path: advice for path, advice in found.items() if advice} == {}
+    for read in ("json.loads(path.read_text())", "tomllib.load(file)", "f'read_parquet({x})'", "load_file(path)"):
+        assert len(unbounded(read)) == 1
 
 
 @pytest.mark.parametrize(
@@ -223,6 +248,13 @@ def test_a_line_or_a_gzip_file_without_end_is_refused(tmp_path, monkeypatch, ftk
     assert_refused(ftkit("data", "prepare", "events", *files, "--output", "ds"), "unpacks from", "which text does not")
 
 
+def looks_at_numbers(num_in: int, num_out: int) -> torch.nn.Module:
+    """Return a layer that can't be built without memory."""
+    layer = torch.nn.Linear(num_in, num_out)
+    assert layer.weight.sum().item() < 1e6
+    return layer
+
+
 def test_a_model_is_measured_without_taking_memory(tmp_path):
     with pytest.raises(OptionError, match=r"x would need more than the .* GiB"):
         refuse_too_large(lambda: torch.nn.Linear(10**9, 10**9), "x")
@@ -231,8 +263,9 @@ def test_a_model_is_measured_without_taking_memory(tmp_path):
     same = {"weight": (10, 10), "bias": (10,)}
     refuse_other_shapes(lambda: torch.nn.Linear(10, 10).state_dict(), same, tmp_path)
     for other in ({"weight": (10, 10)}, {**same, "more": (1,)}, {**same, "bias": (9,)}):
-        with pytest.raises(CheckpointError, match="not those of its configuration"):
-            refuse_other_shapes(lambda: torch.nn.Linear(10, 10).state_dict(), other, tmp_path)
+        for build in (torch.nn.Linear, looks_at_numbers):
+            with pytest.raises(CheckpointError, match="not those of its configuration"):
+                refuse_other_shapes(lambda build=build: build(10, 10).state_dict(), other, tmp_path)
 
 
 def test_measuring_leaves_random_numbers_and_devices_as_they_were():
