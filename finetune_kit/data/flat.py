@@ -56,8 +56,9 @@ def read_flat(folder: Path, num_users: int, num_items: int) -> tuple[np.ndarray,
         DataError: When a file is damaged: what it says is not what ``num_users`` and ``num_items`` allow.
     """
     try:
-        offsets = np.load(folder / OFFSETS)
-        items = np.load(folder / ITEMS, mmap_mode="r").view(np.ndarray)  # indexes faster than a memmap
+        offsets = np.load(folder / OFFSETS, allow_pickle=False)
+        mapped = np.load(folder / ITEMS, mmap_mode="r", allow_pickle=False)
+        items = mapped.view(np.ndarray)  # indexes faster than a memmap
     except (OSError, ValueError, EOFError) as error:
         raise _damaged(folder, one_line(error, first=True)) from error
     if offsets.shape != (num_users + 1,) or offsets.dtype != np.int64 or items.dtype != np.int32 or items.ndim != 1:
