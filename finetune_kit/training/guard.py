@@ -47,6 +47,7 @@ class Guard:
         checkpoint: Where the last good state is kept, or None.
         has_scaler: Whether gradients are scaled (16-mixed): theirs may overflow now and then, and such steps are left
             out by the scaler.
+        step: The epoch's steps so far; more than 0 where an interrupted epoch goes on.
     """
 
     stage: str
@@ -54,7 +55,7 @@ class Guard:
     learning_rate: float
     checkpoint: Path | None = None
     has_scaler: bool = False
-    _step: int = field(default=0, init=False)
+    step: int = 0
     _unseen: list[Seen] = field(default_factory=list, init=False)
 
     def see(self, loss: Tensor, parameters: Iterable[nn.Parameter], batch: Any) -> None:
@@ -68,9 +69,9 @@ class Guard:
         Raises:
             FinetuneKitError: When this step, or on an accelerator an earlier one, went wrong.
         """
-        self._step += 1
+        self.step += 1
         norm = loss.new_zeros((), dtype=torch.float32) if self.has_scaler else gradient_norm(parameters, loss)
-        seen = Seen(self._step, torch.stack([loss.detach().float(), norm]), getattr(batch, "user", None), len(batch))
+        seen = Seen(self.step, torch.stack([loss.detach().float(), norm]), getattr(batch, "user", None), len(batch))
         self._unseen.append(seen)
         if loss.device.type == "cpu" or len(self._unseen) == LOOK_EVERY:
             self.look()
