@@ -25,6 +25,7 @@ from finetune_kit.cli import (
     sections,
     train,
 )
+from finetune_kit.memory import ANYWHERE, is_out_of_memory, out_of_memory
 
 app = typer.Typer(
     name="ftkit",
@@ -76,7 +77,6 @@ _STATE = {"traceback": False}
 def main() -> None:
     """Run the command line and exit with its code."""
     from finetune_kit.errors import FinetuneKitError, one_line
-    from finetune_kit.memory import ANYWHERE, is_out_of_memory, out_of_memory
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
