@@ -3,6 +3,7 @@
 ``python tests/soak/inputs.py "events .csv" 1234`` does one input again, the one of that reader and seed.
 """
 
+import logging
 import random as randomness
 import shutil
 import sys
@@ -40,6 +41,7 @@ def soak(deadline: float, random: randomness.Random, folder: Path) -> dict[str, 
         AssertionError: For a defect; names reader and seed.
     """
     counts: Counter[str] = Counter()
+    logging.getLogger("finetune_kit").setLevel(logging.ERROR)  # what is dropped is counted here, not printed
     first = all_readers(folder)
     processes = [reader for reader in first if reader.name.startswith("ftkit ")]
     quick = [reader for reader in first if reader not in processes for _ in range(reader.weight)]
