@@ -9,6 +9,8 @@ import shutil
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import event_logs
@@ -41,16 +43,28 @@ def soak(deadline: float, random: randomness.Random, folder: Path) -> dict[str, 
         AssertionError: For a defect; names reader and seed.
     """
     counts: Counter[str] = Counter()
-    logging.getLogger("finetune_kit").setLevel(logging.ERROR)  # what is dropped is counted here, not printed
     first = all_readers(folder)
     processes = [reader for reader in first if reader.name.startswith("ftkit ")]
     quick = [reader for reader in first if reader not in processes for _ in range(reader.weight)]
     while first or time.monotonic() < deadline:
         chosen = processes if random.random() < PROCESSES else quick
         reader = first.pop() if first else random.choice(chosen)
-        outcome = fuzz(reader, random.getrandbits(32), folder)
+        with silent():
+            outcome = fuzz(reader, random.getrandbits(32), folder)
         counts[f"{reader.name}: {outcome}"] += 1
     return dict(sorted(counts.items()))
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Let nothing be logged of what is dropped: it is counted here."""
+    logger = logging.getLogger("finetune_kit")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def all_readers(folder: Path) -> list[Reader]:
