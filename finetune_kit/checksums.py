@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from finetune_kit.errors import CheckpointError, one_line
 from finetune_kit.files import write_json
+from finetune_kit.foreign import read_json
 
 FILE = "checksums.json"
 COVERED = ("config.toml", "*.parquet", "model.json", "model.safetensors")
@@ -53,7 +53,7 @@ def refuse_changed(folder: Path, advice: str) -> None:
 
 def _read(path: Path, advice: str) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["sha256"]
+        found = read_json(path)["sha256"]
         return dict(found)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {one_line(error, with_type=True)}; {advice}") from error

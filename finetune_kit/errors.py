@@ -23,6 +23,14 @@ LONGEST = 2000
 """Characters of a message that are shown; a value in it may be a whole file's line."""
 
 
+def _printable(message: str) -> str:
+    if len(message) > LONGEST:
+        message = f"{message[: LONGEST * 3 // 4]} … {message[-LONGEST // 4 :]}"
+    if message.isprintable():
+        return message
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in message)
+
+
 class FinetuneKitError(ValueError):
     """Whatever a user of finetune-kit can mend: the base of all errors here.
 
@@ -56,14 +64,6 @@ class CheckpointError(FinetuneKitError):
 
 class StorageError(FinetuneKitError):
     """A file that can't be written, as there is no room; what stood there before is untouched."""
-
-
-def _printable(message: str) -> str:
-    if len(message) > LONGEST:
-        message = f"{message[: LONGEST * 3 // 4]} … {message[-LONGEST // 4 :]}"
-    if message.isprintable():
-        return message
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in message)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -18,6 +18,9 @@ _SAID = (
     "storage size calculation overflowed",
     "array is too big",
     "maximum allowed dimension",
+    "maximum allowed size",
+    "too large to convert",
+    "overflow when unpacking",
 )
 """What allocators say in errors of other names, in lower case."""
 ANYWHERE = "the settings that matter most are the batch sizes (finetune, pretrain, evaluation) and data.max_length"
@@ -29,7 +32,9 @@ def is_out_of_memory(error: BaseException) -> bool:
         return False  # told already, with better advice
     if isinstance(error, MemoryError) or type(error).__name__ in _NAMES:
         return True
-    return isinstance(error, RuntimeError | ValueError) and any(said in str(error).lower() for said in _SAID)
+    return isinstance(error, RuntimeError | ValueError | OverflowError | TypeError) and any(
+        said in str(error).lower() for said in _SAID
+    )
 
 
 def out_of_memory(error: BaseException, doing: str, advice: str) -> FinetuneKitError:

@@ -28,6 +28,7 @@ from finetune_kit.cli import (
     sections,
     train,
 )
+from finetune_kit.memory import ANYWHERE, is_out_of_memory, out_of_memory
 
 app = typer.Typer(
     name="ftkit",
@@ -85,7 +86,6 @@ def main() -> None:
     """Run the command line and exit with its code."""
     from finetune_kit.errors import FinetuneKitError, StorageError, one_line
     from finetune_kit.foreign import visible
-    from finetune_kit.memory import ANYWHERE, is_out_of_memory, out_of_memory
 
     before = signal.signal(signal.SIGTERM, _terminate)
     _STATE["signal"] = int(signal.SIGINT)

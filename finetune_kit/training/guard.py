@@ -47,7 +47,7 @@ class Guard:
         checkpoint: Where the last good state is kept, or None.
         has_scaler: Whether gradients are scaled (16-mixed): theirs may overflow now and then, and such steps are left
             out by the scaler.
-        num_steps: Steps of the epoch that were taken before.
+        step: The epoch's steps so far; more than 0 where an interrupted epoch goes on.
     """
 
     stage: str
@@ -55,7 +55,7 @@ class Guard:
     learning_rate: float
     checkpoint: Path | None = None
     has_scaler: bool = False
-    num_steps: int = 0
+    step: int = 0
     _unseen: list[Seen] = field(default_factory=list, init=False)
 
     def see(self, loss: Tensor, parameters: Iterable[nn.Parameter], batch: Any) -> None:
@@ -69,11 +69,9 @@ class Guard:
         Raises:
             FinetuneKitError: When this step, or on an accelerator an earlier one, went wrong.
         """
-        self.num_steps += 1
+        self.step += 1
         norm = loss.new_zeros((), dtype=torch.float32) if self.has_scaler else gradient_norm(parameters, loss)
-        seen = Seen(
-            self.num_steps, torch.stack([loss.detach().float(), norm]), getattr(batch, "user", None), len(batch)
-        )
+        seen = Seen(self.step, torch.stack([loss.detach().float(), norm]), getattr(batch, "user", None), len(batch))
         self._unseen.append(seen)
         if loss.device.type == "cpu" or len(self._unseen) == LOOK_EVERY:
             self.look()

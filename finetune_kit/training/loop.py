@@ -38,7 +38,7 @@ from finetune_kit.training.state import (
 
 TRAIN_ON_LESS = {
     "pretrain": "lower pretrain.batch_size or data.max_length, or set pretrain.loss=sampled-softmax",
-    "finetune": "lower finetune.batch_size or data.max_length",
+    "finetune": "lower finetune.batch_size, data.max_length or finetune.num_negatives",
 }
 """What to do when memory runs out in a stage."""
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from finetune_kit.config import differences
 from finetune_kit.errors import CheckpointError, one_line
 from finetune_kit.files import write_tensors
+from finetune_kit.foreign import refuse_large_header
 
 CHECKSUM = "checksum"
 START_OVER = "delete it to start over"
@@ -52,6 +53,7 @@ def read_state(path: Path, parts: tuple[str, ...]) -> tuple[dict[str, dict[str, 
         CheckpointError: When it is torn, cut short, or was changed since.
     """
     try:
+        refuse_large_header(path)
         with safe_open(str(path), framework="pt") as file:
             texts = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)

@@ -39,7 +39,7 @@ def write_logs(suffix: str) -> Callable[[Path, Random], list[Path]]:
         for path, rows in zip(paths, (source, target), strict=True):
             _write_csv(path, rows, delimiter)
             if suffix.endswith(".gz"):
-                path.write_bytes(gzip.compress(path.read_bytes()))
+                path.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
         return paths
 
     return write

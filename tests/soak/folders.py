@@ -24,7 +24,23 @@ from ftkit_datasets.synthetic import Synthetic, SyntheticOptions
 
 def folder_readers(folder: Path) -> list[Reader]:
     """Make the folders below another; return how they are read once a file in them is spoiled."""
-    dataset, made = folder / "whole" / "toy", folder / "whole"
+    made = folder / "whole"
+    dataset = made / "toy"
+    if not (made / "run").exists():
+        _make(made, dataset)
+    texts = ["dataset.json", "source.flat.json"]
+    tables = sorted(path.name for path in dataset.iterdir() if path.name not in texts)
+    return [
+        Reader("dataset manifest", _copy(dataset, texts), lambda place, _: _read_dataset(place / "toy"), TEXT, 3),
+        Reader("dataset tables", _copy(dataset, tables), lambda place, _: _read_dataset(place / "toy"), ANY, 3),
+        Reader(
+            "run texts", _copy(made / "run", ["model.json", "metrics.json", "config.toml"]), _read_run(made), TEXT, 4
+        ),
+        Reader("run tables", _copy(made / "run", ["model.safetensors", "split.parquet"]), _read_run(made), ANY, 2),
+    ]
+
+
+def _make(made: Path, dataset: Path) -> None:
     Synthetic(SyntheticOptions(users=30, max_length=10)).prepare(dataset)
     config = {
         "run": {"strategy": "finetune-last1", "data": str(dataset)},
@@ -35,17 +51,7 @@ def folder_readers(folder: Path) -> list[Reader]:
     }
     runner = Runner(resolve_config(config), Dataset.open(dataset), make_fabric("cpu"), Progress())
     runner.finetune(made / "run", runner.pretrain(made / "bases"))
-    shutil.rmtree(made / "run" / "last")
-    texts = ["dataset.json", "source.flat.json"]
-    tables = [path.name for path in dataset.iterdir() if path.name not in texts]
-    return [
-        Reader("dataset manifest", _copy(dataset, texts), lambda place, _: _read_dataset(place / "toy"), TEXT, 3),
-        Reader("dataset tables", _copy(dataset, tables), lambda place, _: _read_dataset(place / "toy"), ANY, 3),
-        Reader(
-            "run texts", _copy(made / "run", ["model.json", "metrics.json", "config.toml"]), _read_run(made), TEXT, 4
-        ),
-        Reader("run tables", _copy(made / "run", ["model.safetensors", "split.parquet"]), _read_run(made), ANY, 2),
-    ]
+    shutil.rmtree(made / "run" / "last", ignore_errors=True)
 
 
 def _copy(whole: Path, names: list[str]) -> Callable[[Path, Random], list[Path]]:

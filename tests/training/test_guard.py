@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from finetune_kit.errors import FinetuneKitError
-from finetune_kit.memory import enough_memory, is_out_of_memory
 from finetune_kit.pretend import pretend_device, pretend_fabric
 from finetune_kit.trainable import Trainable
 from finetune_kit.training.device import make_fabric
@@ -123,36 +122,9 @@ def test_large_tables_and_sparse_gradients_are_left_out_of_the_norm():
     assert gradient_norm([], bias) == 0
 
 
-def fake_out_of_memory() -> list[Exception]:
-    duckdb = pytest.importorskip("duckdb")
-    said = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
-    return [
-        MemoryError(),
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of …"),
-        RuntimeError(said + "allocate 4000000000000 bytes. Error code 12 (Cannot allocate memory)"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        duckdb.OutOfMemoryException("Out of Memory Error: failed to allocate data of size 8.0 MiB"),
-        ValueError("Maximum allowed dimension exceeded"),
-    ]
-
-
-@pytest.mark.parametrize("error", fake_out_of_memory(), ids=lambda error: type(error).__name__)
-def test_what_any_library_raises_when_memory_runs_out_is_one_line_with_advice(error):
-    said = r"^pretrain needs more memory than there is \(.+\); lower it$"
-    with pytest.raises(FinetuneKitError, match=said), enough_memory("pretrain", "lower it"):
-        raise error
-
-
-def test_other_faults_stay_what_they_are_and_advice_that_was_given_stays():
-    for error in (RuntimeError("expected all tensors on one device"), FinetuneKitError("out of memory; do this")):
-        assert not is_out_of_memory(error)
-        with pytest.raises(type(error), match=str(error)), enough_memory("pretrain", "lower it"):
-            raise error
-
-
 def test_training_that_asks_for_more_memory_than_there_is_says_what_to_lower():
     class Greedy(Faulty):
         def forward(self, batch: Tensor) -> Tensor:
             return super().forward(batch) + torch.empty(1 << 58).sum()
 
-    assert told(Greedy(1)).endswith("; lower finetune.batch_size or data.max_length")
+    assert told(Greedy(1)).endswith("; lower finetune.batch_size, data.max_length or finetune.num_negatives")
