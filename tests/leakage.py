@@ -22,9 +22,13 @@ from finetune_kit.training.run import Runner
 
 
 def with_other_answers(dataset: Dataset, instances: np.ndarray) -> Dataset:
-    """Return the dataset with another item (or class) for each of some target instances."""
-    other, item = replace(dataset), dataset.target.item.copy()
-    item[instances] = item[instances] % dataset.num_target_items + 1
+    """Return the dataset with another item (or class) for each of some target instances, one that the user has not."""
+    other, user, item = replace(dataset), dataset.target.user, dataset.target.item.copy()
+    taken = {*zip(user.tolist(), item.tolist(), strict=True)}
+    for instance in instances:
+        while (pair := (int(user[instance]), int(item[instance]))) in taken:
+            item[instance] = item[instance] % dataset.num_target_items + 1
+        taken.add(pair)
     other.__dict__["target"] = dataset.target._replace(item=item)  # as if the folder said so
     return other
 

@@ -23,6 +23,7 @@ COMMON = {
     "run.task": "the task",
     "run.device": "the device",
     "run.precision": "the precision",
+    "run.deterministic": "the algorithms",
     "run.preset": "the preset",
     "data.split": "the test instances",
     "data.unseen": "the test instances",

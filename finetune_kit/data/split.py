@@ -67,6 +67,12 @@ def split(user: np.ndarray, protocol: Protocol, seed: int, fraction: float = 1.0
     return parts
 
 
+def num_repeated(user: np.ndarray, item: np.ndarray) -> int:
+    """Return how many instances ``(n,)`` repeat a pair of user and item: they would be trained on and tested on."""
+    pair = np.sort(user.astype(np.int64) << 32 | item)
+    return int((pair[1:] == pair[:-1]).sum())
+
+
 def unseen_in_training(item: np.ndarray, parts: Split, part: np.ndarray) -> np.ndarray:
     """Return which instances of a part have an item that no training instance has, ``(len(part),)`` bool."""
     return ~np.isin(item[part], item[parts.train])

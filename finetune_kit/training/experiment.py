@@ -16,7 +16,7 @@ from finetune_kit.config import Config, deciding_options
 from finetune_kit.data.dataset import Dataset
 from finetune_kit.data.earlier import PARTS, Earlier
 from finetune_kit.data.labelled import LabelledDataset, for_task
-from finetune_kit.data.split import Split, split, unseen_in_training
+from finetune_kit.data.split import Split, num_repeated, split, unseen_in_training
 from finetune_kit.errors import DataError
 from finetune_kit.evaluation.candidates import Candidates
 from finetune_kit.evaluation.evaluate import Encoder, Evaluator
@@ -72,6 +72,11 @@ class Experiment:
             raise DataError(f"{self.dataset.path} has no target events, only labels; learn one with --task label:NAME")
         if self.dataset.num_target_items < 2:
             raise DataError(f"{self.dataset.path} has one target item; ranking needs at least two")
+        if repeated := num_repeated(target.user, target.item):
+            raise DataError(
+                f"{self.dataset.path} has {repeated} target events that repeat a pair of user and item, so that tests "
+                "would ask for what was trained on; prepare it with each pair once"
+            )
         parts = split(target.user, options.split, self.config.run.seed, options.fraction)
         if self.earlier is not None:
             parts = self.earlier.keep(parts, target.user, target.item, options.split)

@@ -1,4 +1,5 @@
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from finetune_kit.recommendation.recommender import Recommender
 from finetune_kit.training.assemble import Run, build_strategy
 from finetune_kit.training.device import make_fabric
 from ftkit_datasets.events import Events, EventsOptions
+from leakage import with_other_answers
 
 NUM_USERS, NUM_SOURCE, NUM_TARGET = 40, 30, 12
 
@@ -98,6 +100,15 @@ def test_the_dataset_s_users_get_what_scoring_them_directly_gives(dataset):
         assert (one.user, one.note, one.num_events, one.num_unknown) == (user, None, len(sequence), 0)
         assert list(one.items) == [raw[item] for item in order]
         assert one.scores == pytest.approx(scores[order].tolist(), abs=1e-5)
+
+
+def test_no_target_event_of_the_dataset_has_a_say_unless_seen_ones_are_left_out(dataset):
+    run = make_run(dataset)
+    other = replace(run, dataset=with_other_answers(dataset, np.arange(0, len(dataset.target.user), 2)))
+    histories = raw_histories(dataset)
+    assert make(run).recommend(*histories) == make(other).recommend(*histories)
+    seen, otherwise = (make(one, remove_seen=True).recommend(*histories) for one in (run, other))
+    assert seen != otherwise
 
 
 def test_a_batch_s_users_don_t_influence_one_another(dataset):

@@ -99,8 +99,7 @@ def test_a_base_that_must_be_deterministic_is_not_one_that_need_not_be(dataset: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["finetune-all", "uaf-rl", "mtl"])
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("strategy", "threads"), [("finetune-all", 1), ("finetune-all", 2), ("uaf-rl", 2), ("mtl", 2)])
 def test_two_processes_of_one_seed_write_the_same_weights(strategy: str, threads: int, tmp_path: Path):
     written = []
     for name in ("one", "two"):

@@ -11,9 +11,11 @@ import pytest
 import torch
 from small_runs import runner
 
-from finetune_kit.data.dataset import Dataset
+from finetune_kit.data.dataset import Dataset, Target
 from finetune_kit.data.labelled import for_task
 from finetune_kit.data.loading import TargetBatches
+from finetune_kit.data.split import num_repeated
+from finetune_kit.errors import DataError
 from finetune_kit.evaluation.evaluate import Evaluator
 from finetune_kit.evaluation.references import REFERENCES
 from finetune_kit.plugins import installed
@@ -73,6 +75,15 @@ def test_no_label_leaks_into_a_run(strategy: str, dataset: Dataset, tmp_path: Pa
 def test_no_answer_leaks_however_it_is_trained(options: dict[str, Any], dataset: Dataset, tmp_path: Path) -> None:
     finetune = {"epochs": 3, "batch_size": 32, "learning_rate": 0.01, "patience": 0, **options}
     assert leaks(partial(made, strategy="finetune-all", finetune=finetune), dataset, tmp_path) == []
+
+
+def test_an_instance_that_stands_there_twice_is_refused_as_it_would_be_trained_on_and_tested_on(dataset: Dataset):
+    twice, target = replace(dataset), dataset.target
+    assert num_repeated(target.user, target.item) == 0
+    row = np.sort([*range(len(target.user)), 3, 3, 9])
+    twice.__dict__["target"] = Target(*(column[row] for column in target))
+    with pytest.raises(DataError, match=r"has 3 target events that repeat a pair of user and item, .*; prepare it"):
+        _ = made(twice, "finetune-cls").split
 
 
 # Leaks that are put in are found
