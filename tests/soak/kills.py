@@ -84,7 +84,7 @@ def soak(deadline: float, random: random.Random, folder: Path) -> dict[str, int]
         for name in names:
             if name not in undisturbed:
                 undisturbed[name] = run_undisturbed(name, folder)
-            counts += run_killed(name, undisturbed[name], random, folder, most_kills=random.randint(2, 6))
+            counts += run_killed(name, undisturbed[name], random, folder, most_kills=random.randint(4, 8))
             if time.monotonic() >= deadline:
                 return dict(counts)
 
@@ -105,7 +105,7 @@ def run_killed(
     root, counts, resume, told = folder / "killed", Counter[str](), False, []
     for _ in range(most_kills):
         (way,) = random.choices(list(WAYS), list(WAYS.values()))
-        moment = random.uniform(0.2, 1.0) * undisturbed.seconds
+        moment = random.uniform(0.15, 0.7) * undisturbed.seconds
         told.append(f"{way} after {moment:.2f} s")
         said = kill(name, root, folder, way, moment, resume)
         resume = True
