@@ -177,9 +177,16 @@ def deciding_options(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     Args:
         tables: Section to options, as `Config.tables` or a ``config.toml`` have them.
     """
-    plain = tomllib.loads(to_toml({name: table for name, table in tables.items() if name in SECTIONS}))
+    plain = {name: _plain(table) for name, table in tables.items() if name in SECTIONS}
     options = {f"{name}.{key}": value for name, table in plain.items() for key, value in table.items()}
     return {path: value for path, value in options.items() if path not in MAY_CHANGE}
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as TOML gives it back: without what is None, and with lists for tuples."""
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items() if part is not None}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from documents import ROOT
 from finetune_kit.cli.sections import SECTIONS as LISTED
-from finetune_kit.config import SECTIONS, read_toml, resolve_config, to_toml
+from finetune_kit.config import SECTIONS, deciding_options, differences, read_toml, resolve_config, to_toml
 from finetune_kit.errors import OptionError, UnknownNameError
 from finetune_kit.foreign import tomllib
 from finetune_kit.options import parse_assignments
@@ -214,3 +214,16 @@ def test_a_recorded_preset_changes_nothing_when_the_configuration_is_read_again(
     config = resolve_config({"run": {"strategy": "uaf-hard", "preset": "authors"}, "finetune": {"pooling": "last"}})
     (tmp_path / "config.toml").write_text(to_toml(config.tables()))
     assert resolve_config(read_toml(tmp_path / "config.toml")).tables() == config.tables()
+
+
+def test_what_decides_a_run_is_the_same_before_and_after_it_was_written(tmp_path):
+    sections = {"run": {"strategy": "uaf-hard", "trackers": []}, "finetune": {"learning_rate": "0.01"}}
+    made = resolve_config(sections)
+    (tmp_path / "config.toml").write_text(to_toml(made.tables()))
+    was = deciding_options(read_toml(tmp_path / "config.toml"))
+    assert differences(was, deciding_options(made.tables())) == ""
+    assert "run.trackers" not in was
+    other = resolve_config({**sections, "strategy": {"final_temperature": 1}, "data": {"split": "user"}})
+    assert differences(was, deciding_options(other.tables())) == (
+        "data.split was 'instance', now 'user'; strategy.final_temperature was not there, now 1.0"
+    )

@@ -126,7 +126,8 @@ class LeadingStages:
         with storing(self.file):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("wb") as file:  # on a full disk, a write to a map that has holes would kill the process
-                os.posix_fallocate(file.fileno(), 0, size * some.element_size())
+                if hasattr(os, "posix_fallocate"):  # not on macOS
+                    os.posix_fallocate(file.fileno(), 0, size * some.element_size())
         return torch.from_file(str(self.file), shared=True, size=size, dtype=some.dtype).view(shape)
 
     def _forget(self) -> None:

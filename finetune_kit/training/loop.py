@@ -168,7 +168,8 @@ class Loop:
                     with enough_memory(self.stage, TRAIN_ON_LESS[self.stage]):
                         self._train_epoch(module, optimizer, batches, epoch, shield, advance)
                     self._finish_epoch(epoch, evaluate, shield)
-                    self.observe(self._fitted.history[-1])
+                    with shield.whole():
+                        self.observe(self._fitted.history[-1])
                     self._save()
             except KeyboardInterrupt:
                 if not shield.is_torn:

@@ -53,6 +53,9 @@ COMMANDS: dict[str, list[str]] = {
 }
 """Command lines without their --output: strategies with noise and schedules, both optimizers, all that can go on."""
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
+WAYS = {"SIGKILL": 3, "SIGTERM": 2, "SIGINT": 2, "full disk": 1}
+"""How a command may end, and how often it does."""
+WITHIN = "going on in epoch"
 LARGEST_FILE = 30_000
 """Bytes that a file may have on the disk that is full."""
 TIMES = ("seconds", "instances_per_second", "time", "folder")
@@ -81,7 +84,7 @@ def soak(deadline: float, random: random.Random, folder: Path) -> dict[str, int]
         for name in names:
             if name not in undisturbed:
                 undisturbed[name] = run_undisturbed(name, folder)
-            counts += run_killed(name, undisturbed[name], random, folder, most_kills=random.randint(2, 6))
+            counts += run_killed(name, undisturbed[name], random, folder, most_kills=random.randint(4, 8))
             if time.monotonic() >= deadline:
                 return dict(counts)
 
@@ -101,26 +104,27 @@ def run_killed(
     """Kill a command up to so many times, going on each time; compare what it leaves behind; return the counts."""
     root, counts, resume, told = folder / "killed", Counter[str](), False, []
     for _ in range(most_kills):
-        way = random.choice([*SIGNALS, "full disk"])
-        moment = random.uniform(0.3, undisturbed.seconds)
+        (way,) = random.choices(list(WAYS), list(WAYS.values()))
+        moment = random.uniform(0.15, 0.7) * undisturbed.seconds
         told.append(f"{way} after {moment:.2f} s")
-        if killed := kill(name, root, folder, way, moment, resume):
-            counts[way] += 1
+        said = kill(name, root, folder, way, moment, resume)
         resume = True
-        if not killed:
+        if said is None:
             break
+        counts[way] += 1
+        counts["went on within an epoch"] += said.count(WITHIN)
     said = start(name, root, folder, "--resume")
-    counts["went on within an epoch"] += said.count("going on in epoch")
+    counts["went on within an epoch"] += said.count(WITHIN)
     found = results(root)
     assert found == undisturbed.found, f"{name}: {'; '.join(told)}: {_first_difference(undisturbed.found, found)}"
     shutil.rmtree(root)
-    counts["kills survived"] += sum(counts[way] for way in (*SIGNALS, "full disk"))
+    counts["kills survived"] += sum(counts[way] for way in WAYS)
     counts["runs compared"] += 1
     return counts
 
 
-def kill(name: str, root: Path, folder: Path, way: str, moment: float, resume: bool) -> bool:
-    """Start a command and end it after ``moment`` seconds; return whether it was not faster.
+def kill(name: str, root: Path, folder: Path, way: str, moment: float, resume: bool) -> str | None:
+    """Start a command and end it after ``moment`` seconds; return what it said on stderr, or None if it was faster.
 
     What it says when it is asked to stop is looked at too: one last line, with the command to go on with.
     """
@@ -133,19 +137,19 @@ def kill(name: str, root: Path, folder: Path, way: str, moment: float, resume: b
         _, said = process.communicate(timeout=60)
     code, last = process.returncode, (said.splitlines() or [""])[-1]
     if code == 0:
-        return False
+        return None
     if is_full:
         assert code == 2, f"{name}, {way}: exit {code}: {said}"
         assert "can't be written: File too large; make room, then go on with: ftkit " in last, said
-        return True
+        return said
     number = int(SIGNALS[way])
     if code == -number:  # by the kernel, or before Python was told what to do
-        return True
+        return said
     assert code == 128 + number, f"{name}, {way} after {moment} s: exit {code}: {said}"
     assert "go on with: ftkit " in last, said
     assert last.endswith("--resume"), said
     assert "Traceback" not in said, said
-    return True
+    return said
 
 
 def start(name: str, root: Path, folder: Path, *more: str) -> str:
