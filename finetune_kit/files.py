@@ -132,18 +132,12 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors, from any device, as a safetensors file."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
+    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    content = save(whole, dict(metadata or {}))  # `save_file` has a temporary file of its own, which a kill would leave
     with appearing(path) as partial:
-        whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        save_file(whole, str(partial), dict(metadata or {}))
-        partial.chmod(0o666 & ~_umask())  # safetensors writes for the owner alone; all else here is for the group too
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        partial.write_bytes(content)
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:

@@ -24,16 +24,16 @@ from finetune_kit.files import read_table
 
 FTKIT = [sys.executable, "-c", "from finetune_kit.cli.main import main; main()"]
 SIZES = [
-    *("--set", "data.users=150"),
+    *("--set", "data.users=800"),
     *("--set", "data.max_length=12"),
     *("--set", "backbone.dim=8"),
     *("--set", "backbone.num_blocks=2"),
-    *("--set", "pretrain.batch_size=16"),
+    *("--set", "pretrain.batch_size=8"),
     *("--set", "pretrain.epochs=4"),
     *("--set", "run.save_minutes=0.003"),
 ]
 """A run of a few seconds that saves within its epochs some times a second."""
-FINETUNING = ["--epochs", "5", "--batch-size", "8"]
+FINETUNING = ["--epochs", "4", "--batch-size", "4"]
 LAZY = ["--set", "pretrain.optimizer=lazy-adam", "--set", "pretrain.loss=sampled-softmax"]
 LAZY_TOO = [*LAZY, "--set", "finetune.optimizer=lazy-adam"]
 COMMANDS: dict[str, list[str]] = {
@@ -47,7 +47,7 @@ COMMANDS: dict[str, list[str]] = {
     "finetune-cls on sasrec": ["run", "--strategy", "finetune-cls", "--backbone", "sasrec", *FINETUNING],
     "pretrain bert4rec": ["pretrain", "--backbone", "bert4rec"],
     "compare": [
-        *("compare", "--strategies", "finetune-cls,uaf-hard", "--seeds", "0,1", "--no-report", "--epochs", "3"),
+        *("compare", "--strategies", "finetune-cls,uaf-hard", "--seeds", "0,1", "--no-report", "--epochs", "2"),
         *("--batch-size", "8"),
     ],
 }

@@ -1,6 +1,7 @@
 """One short round of what `tests/soak/kills.py` does for as long as one likes."""
 
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ from kills import COMMANDS, run_killed, run_undisturbed
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_that_is_killed_again_and_again_ends_as_if_nobody_had(tmp_path: Path, name: str) -> None:
-    undisturbed = run_undisturbed(name, tmp_path)
-    counts = run_killed(name, undisturbed, random.Random(f"0/{name}"), tmp_path, most_kills=3)
-    assert counts["runs compared"] == 1
-    assert counts["kills survived"] > 0
+    undisturbed, drawn, counts = run_undisturbed(name, tmp_path), random.Random(f"0/{name}"), Counter[str]()
+    while not counts["kills survived"]:  # a machine that has become faster may be through before it is killed
+        counts += run_killed(name, undisturbed, drawn, tmp_path, most_kills=3)
