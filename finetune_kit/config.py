@@ -12,7 +12,6 @@ from finetune_kit import __version__
 from finetune_kit.environment import written_by
 from finetune_kit.errors import CheckpointError, FinetuneKitError, OptionError, did_you_mean, one_line
 from finetune_kit.foreign import read_toml as parse_toml
-from finetune_kit.foreign import tomllib
 from finetune_kit.options import Options, resolve
 from finetune_kit.plugins import installed
 from finetune_kit.presets import PRESETS

@@ -160,6 +160,9 @@ def make_up(folder: Path, num_users: int, num_source: int, num_target: int) -> D
             user = np.repeat(np.arange(num_users), num_events[domain])
             item = rng.choice(num_items, len(user), p=share / share.sum())
             item[:num_items] = np.arange(num_items)  # each at least once
+            if domain == "target":  # each pair once
+                once = np.unique(user * num_items + item)
+                user, item = once // num_items, once % num_items
             preparation.connection.register(f"_{domain}", {"user": user, "item": item, "time": np.arange(len(user))})
             preparation.connection.execute(
                 f"CREATE TABLE {domain} AS SELECT 'user' || user AS user, 'item' || item AS item, time, 0 AS tie "

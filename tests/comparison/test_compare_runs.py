@@ -134,7 +134,7 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(tmp_path):
     assert [note.partition(": ")[2].partition(":")[0] for note in missing] == [
         "finetune-all finetune.learning_rate=1e30, seeds 0, 1"
     ]
-    assert "lower the learning rate" in missing[0]
+    assert "lower finetune.learning_rate" in missing[0]
 
 
 def test_a_strategy_that_crashes_in_training_leaves_its_traceback(tmp_path, monkeypatch):

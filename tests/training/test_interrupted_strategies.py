@@ -37,7 +37,7 @@ def kill_after(patch: pytest.MonkeyPatch, kind: type, num_batches: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "optimizer"), zip(installed().components("strategy"), cycle(["adam", "lazy-adam"]), strict=False)
+    ("name", "optimizer"), list(zip(installed().components("strategy"), cycle(["adam", "lazy-adam"]), strict=False))
 )
 def test_every_strategy_goes_on_within_an_epoch(
     dataset: Dataset, bases: Path, tmp_path: Path, name: str, optimizer: str
