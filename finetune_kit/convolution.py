@@ -39,7 +39,8 @@ def causal_convolution(input: Tensor, weight: Tensor, bias: Tensor | None, taps:
         bias: b, ``(out,)``.
         taps: One per W_k, in their order; the last is there for every output.
     """
-    return _CausalConvolution.apply(input, weight, bias, taps)
+    flat = _CausalConvolution.apply(input, weight, bias, taps)
+    return flat.unflatten(0, (len(taps[-1].places), len(input))).transpose(0, 1)
 
 
 def norm_relu(
@@ -55,14 +56,18 @@ def norm_relu(
         mask: ``(users, positions, 1)`` of 0 and 1.
         compiled: Let `torch.compile` make one kernel of it, and one of its gradient.
     """
-    return _NormRelu.apply(input, weight, bias, eps, mask, compiled)
+    users, positions, _ = input.shape
+    flat = _NormRelu.apply(input, weight, bias, eps, mask, compiled)
+    return flat.unflatten(0, (positions, users)).transpose(0, 1)
 
 
 class _CausalConvolution(torch.autograd.Function):
+    """To ``(outputs · users, out)``: autograd lets nobody change in place a view that a function like this returns."""
+
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, taps: Sequence[Tap]) -> Tensor:
         states = time_major(input)  # (positions, users, in)
-        kernel = weight.permute(2, 1, 0).to(states.dtype, memory_format=torch.contiguous_format)  # (kernel, in, out)
+        kernel = weight.permute(2, 1, 0).to(states.dtype).contiguous()  # (kernel, in, out)
         users, last = states.shape[1], taps[-1]
         taken = _taken(states, last)
         with torch.autocast(states.device.type, enabled=False):
@@ -72,16 +77,16 @@ class _CausalConvolution(torch.autograd.Function):
                     flat[tap.first * users :].addmm_(_taken(states, tap), matrix)
         ctx.save_for_backward(states, weight)
         ctx.taps, ctx.has_bias = taps, bias is not None
-        return flat.unflatten(0, (len(last.places), users)).transpose(0, 1)
+        return flat
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
         states, weight = ctx.saved_tensors
-        users, flat = states.shape[1], time_major(gradients[0]).flatten(0, 1)  # (outputs · users, out)
+        users, flat = states.shape[1], gradients[0].contiguous()  # (outputs · users, out)
         of_input = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            kernel = weight.permute(2, 0, 1).to(flat.dtype, memory_format=torch.contiguous_format)  # (kernel, out, in)
+            kernel = weight.permute(2, 0, 1).to(flat.dtype).contiguous()  # (kernel, out, in)
             of_input = _gradient_of_input(states, flat, kernel, ctx.taps).transpose(0, 1)
         if ctx.needs_input_grad[1]:
             parts = [
@@ -128,6 +133,8 @@ def _is_stretch(places: Sequence[int]) -> bool:
 
 
 class _NormRelu(torch.autograd.Function):
+    """To ``(positions · users, dim)``."""
+
     @staticmethod
     def forward(
         ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, eps: float, mask: Tensor | None, compiled: bool
@@ -140,14 +147,13 @@ class _NormRelu(torch.autograd.Function):
         with torch.autocast(states.device.type, enabled=False):
             output, mean, rstd = normed(states, weight, bias, eps, passed)
         ctx.save_for_backward(states, weight, bias, mean, rstd, output)
-        return output.view(ctx.shape).transpose(0, 1)
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
-        gradient = time_major(gradients[0]).flatten(0, 1)
         of_normed = _compiled(_gradients) if ctx.compiled else _gradients_by_library
-        of_input, of_weight, of_bias = of_normed(gradient, *ctx.saved_tensors)
+        of_input, of_weight, of_bias = of_normed(gradients[0].contiguous(), *ctx.saved_tensors)
         return of_input.view(ctx.shape).transpose(0, 1), of_weight, of_bias, None, None, None
 
 

@@ -70,6 +70,8 @@ def _no_room(error: Exception) -> int | None:
 
 def _flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on disk."""
+    if os.name == "nt":  # folders can't be opened there, nor read-only files flushed
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -88,6 +90,8 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def _is_alive(process: int) -> bool:
+    if os.name == "nt":  # signal 0 is Ctrl-C there
+        return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:

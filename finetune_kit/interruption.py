@@ -53,14 +53,16 @@ class Shield:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Give them back."""
+        """Give them back; one that came within a block that failed has its turn now."""
         for number, old in self._before.items():
             signal.signal(number, old)
+        if self._waiting and not isinstance(error, KeyboardInterrupt):
+            self._act(self._waiting.pop())
 
     @contextmanager
     def whole(self) -> Iterator[None]:
         """Run a block to its end, whatever signal comes; a second one breaks it off."""
-        self.is_torn = self._is_up = True
+        self._is_up = self.is_torn = True
         try:
             yield
             self.is_torn = False

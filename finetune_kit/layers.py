@@ -140,7 +140,9 @@ class DilatedBlock(nn.Module):
         """Return ``F(E) + E``, Eq. 1, the shape of ``hidden`` ``(users, length, dim)``."""
         skip = hidden if context.wanted is None else at_steps(hidden, context.given, context.wanted)
         branch = self.branch(hidden, context)
-        return branch + skip if torch.is_grad_enabled() else branch.add_(skip)  # nothing needs the branch any more
+        if torch.is_grad_enabled() or branch.dtype != skip.dtype:
+            return branch + skip
+        return branch.add_(skip)  # nothing needs the branch any more
 
 
 def rolled(values: Tensor, shift: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class RunOptions(Options):
     precision: str = "32"
     """32, bf16-mixed or 16-mixed."""
     compile: bool = False
-    """Let torch.compile fuse what the blocks compute; the first steps then take longer, and needs a C++ compiler."""
+    """Let torch.compile fuse what the blocks compute; the first steps then take longer, and it needs a C++ compiler."""
     deterministic: Deterministic = "auto"
     """Compute by deterministic algorithms alone, for the same numbers from the same seed, bit for bit: auto on a CPU,
     true everywhere (slower on a GPU, and refused where an operation has no such form), false nowhere."""

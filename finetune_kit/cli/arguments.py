@@ -50,7 +50,7 @@ Deterministic = Annotated[
     bool | None,
     typer.Option(
         "--deterministic",
-        help="Deterministic algorithms alone, on a GPU too; on a CPU they are it.",
+        help="Use deterministic algorithms alone on a GPU too; on a CPU that is the default.",
         show_default=False,
     ),
 ]

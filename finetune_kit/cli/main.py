@@ -96,7 +96,7 @@ def main() -> None:
         if _STATE["traceback"]:
             raise
         going_on = _command_to_go_on() if isinstance(error, StorageError) else ""
-        print(f"ftkit: {visible(str(error))}{going_on and f', then go on with: {going_on}'}", file=sys.stderr)
+        print(f"ftkit: {error}{going_on and f', then go on with: {going_on}'}", file=sys.stderr)
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
@@ -119,7 +119,8 @@ def main() -> None:
         else:
             raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if before is not None:  # else a handler that was not set in Python
+            signal.signal(signal.SIGTERM, before)
     if code == INTERRUPTED:
         code, going_on = 128 + _STATE["signal"], _command_to_go_on()
         word = "terminated" if _STATE["signal"] == signal.SIGTERM else "interrupted"
@@ -147,7 +148,7 @@ def _plugin_at_fault(error: Exception) -> str | None:
     """Return the name of the third party's plugin in whose code an error arose, or None."""
     from finetune_kit.plugins import installed
 
-    plugins = {plugin.module.partition(".")[0]: plugin for plugin in installed().loaded}
+    plugins = {plugin.module.partition(":")[0].partition(".")[0]: plugin for plugin in installed().loaded}
     modules = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in walk_tb(error.__traceback__)]
     for module in reversed(modules):
         if module in plugins and plugins[module].distribution != "finetune-kit":

@@ -79,7 +79,7 @@ def refuse_other_pretraining(root: Path, folder: Path, runner: Runner) -> None:
 
     if folder.exists():
         return
-    run = ("run.backbone", "run.seed", "run.precision", "run.compile")
+    run = ("run.backbone", "run.seed", "run.precision", "run.compile", "run.deterministic")
 
     def own(sections: Mapping[str, Any]) -> dict[str, Any]:
         options = deciding_options({name: sections[name] for name in BASE_SECTIONS})

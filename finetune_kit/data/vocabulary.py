@@ -30,6 +30,8 @@ def refuse_other_counts(folder: Path, counts: Mapping[str, Any], connection: duc
             parquet_scan(connection, path)
             query = f"SELECT sum(num_rows::HUGEINT) FROM parquet_file_metadata({sql_path(path)})"
             rows = connection.execute(query).fetchall()[0][0]
+        except duckdb.OutOfMemoryException:
+            raise
         except duckdb.Error as error:
             raise DataError(f"{path} is damaged ({one_line(error, first=True)}); prepare the dataset again") from error
         size = path.stat().st_size

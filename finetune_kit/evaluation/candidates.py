@@ -16,6 +16,7 @@ import numpy as np
 
 from finetune_kit.errors import CheckpointError, one_line
 from finetune_kit.files import read_table, write_table
+from finetune_kit.memory import is_out_of_memory
 from finetune_kit.seeding import derive_seed
 
 FILE = "candidates.parquet"
@@ -57,6 +58,8 @@ class Candidates:
             columns = [table[f"candidate_{k}"] for k in range(len(table) - 2)]
             found = cls(table["user"], table["item"], np.stack(columns, axis=1).astype(np.int64))
         except Exception as error:  # DuckDB's, or for a column that does not exist
+            if is_out_of_memory(error):
+                raise
             raise CheckpointError(
                 f"{path} can't be read: {one_line(error, first=True)}; copy the run's folder again"
             ) from error

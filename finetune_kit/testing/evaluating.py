@@ -56,7 +56,9 @@ def evaluated_in_between(steps: Iterable[Tensor], strategy: Strategy, batch: Bat
 
 def assert_same_tensors(one: Strategy, other: Strategy, what: str) -> None:
     """Assert that all of two strategies' parameters and buffers are the same; ``what`` would have changed them."""
-    differ = [name for name, tensor in _tensors(one).items() if not torch.equal(tensor, _tensors(other)[name])]
+    was, now = _tensors(other), _tensors(one)
+    assert was.keys() == now.keys(), f"{what} changed which tensors there are: {sorted(was.keys() ^ now.keys())}"
+    differ = [name for name, tensor in now.items() if not torch.equal(tensor, was[name])]
     assert not differ, f"{what} changed {differ}"
 
 

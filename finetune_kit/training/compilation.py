@@ -29,8 +29,8 @@ def compile_blocks(module: nn.Module, device: torch.device) -> None:
         torch.compile(torch.sigmoid)(torch.ones(2, device=device))
     except Exception as error:
         raise OptionError(
-            f"--compile: torch.compile does not work here ({one_line(error, first=True)}); on a CPU it needs a C++ "
-            "compiler such as g++. Install one, or leave --compile out"
+            f"run.compile: torch.compile does not work here ({one_line(error, first=True)}); on a CPU it needs a C++ "
+            "compiler such as g++. Install one, leave --compile out, or set it to false"
         ) from error
     torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
     for part in module.modules():

@@ -63,7 +63,8 @@ def deterministically(device: torch.device, wanted: Deterministic) -> Iterator[N
         if "deterministic" not in str(error):
             raise
         reason = one_line(error, first=True).split(". ")[0]
-        raise OptionError(f"deterministic on {device.type}: {reason}; leave out --deterministic") from error
+        advice = "set run.deterministic=false" if device.type == "cpu" else "leave out --deterministic"
+        raise OptionError(f"deterministic on {device.type}: {reason}; {advice}") from error
     finally:
         torch.use_deterministic_algorithms(was[0], warn_only=was[1])
         _MEMORY.fill_uninitialized_memory = filled

@@ -122,6 +122,7 @@ class Loop:
     _best: dict[str, Tensor] = field(init=False, repr=False)
     _begun: Begun | None = field(init=False, repr=False)
     _saved: float = field(init=False, repr=False)
+    _watch: Guard | None = field(default=None, init=False, repr=False)
 
     def fit(self, batches: Batches, evaluate: Callable[[], dict[str, float]], *, resume: bool = False) -> Fitted:
         """Train to the end, or from where a crash left it.
@@ -194,7 +195,7 @@ class Loop:
         begun, fitted = self._begun, self._fitted
         assert begun is not None
         done, started = begun.steps, time.perf_counter() - begun.seconds
-        guard = self._guard(epoch, done)
+        guard = self._watch = self._guard(epoch, done)
         best = f"best {fitted.history[fitted.best_epoch - 1][self.monitor]:.4f}" if fitted.best_epoch else ""
         for step, batch in enumerate(batches.epoch(generator), start=1):
             if step > done:  # else it was trained on before an interruption, and is drawn again for what follows
@@ -209,7 +210,6 @@ class Loop:
                     begun.steps, begun.seconds = step, time.perf_counter() - started
                     fitted.num_instances += len(batch)
                 if self.save_minutes and time.monotonic() - self._saved >= 60 * self.save_minutes:
-                    guard.look()
                     self._save()
             advance(1, f"epoch {epoch} {best}")
         guard.look()
@@ -264,6 +264,8 @@ class Loop:
     def _save(self) -> None:
         """Write everything needed to go on: weights, the best ones, Adam's moments, generators, the history."""
         begun = self._begun
+        if begun is not None and self._watch is not None:
+            self._watch.look()  # nothing takes the place of the last good state before it was looked at
         if self.checkpoint is None or (begun and not math.isfinite(begun.loss.item())):
             return  # the state that is there is the last good one
         parts = {"now": self.module.trained_state(), "best": self._best, "adam": {}, "random": {}, "epoch": {}}

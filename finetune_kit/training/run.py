@@ -10,6 +10,7 @@ from typing import Any
 from finetune_kit import __version__
 from finetune_kit.idle import idle_options
 from finetune_kit.plugins import installed
+from finetune_kit.sections import Deterministic
 from finetune_kit.strategy import Strategy
 from finetune_kit.tables import trained_tables
 from finetune_kit.training.assemble import backbone_facts
@@ -89,12 +90,16 @@ class Runner(Experiment):
             "pretrain": self.config.pretrain.model_dump(mode="json"),
             "precision": self.config.run.precision,
             **({"compile": True} if self.config.run.compile else {}),  # it rounds otherwise
-            **({"deterministic": True} if self.config.run.deterministic == "true" else {}),
+            **_told_deterministic(self.config.run.deterministic),
             "seed": self.config.run.seed,
             "version": __version__,
             "code": installed().component("backbone", self.config.run.backbone).code_hash(),
             **backbone_facts(self.config, self.dataset),
         }
+
+
+def _told_deterministic(wanted: Deterministic) -> dict[str, bool]:
+    return {} if wanted == "auto" else {"deterministic": wanted == "true"}
 
 
 def _if_large(stage: str, rows: int) -> Iterator[tuple[str, int]]:

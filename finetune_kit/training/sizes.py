@@ -23,6 +23,10 @@ MOST_TENSORS = 10_000
 """Parameter tensors of the largest model, those counted that are made on the way; the largest of ours has hundreds."""
 
 
+_MEASURING: list[bool] = []
+"""One for each `_without_memory` that is entered."""
+
+
 class TooLargeError(OptionError):
     """A model that is being built has too much of something."""
 
@@ -31,6 +35,7 @@ class TooLargeError(OptionError):
 def _without_memory(most_tensors: int) -> Iterator[None]:
     """Build modules on the meta device; raise `TooLargeError` as soon as they have more than the machine holds."""
     memory, seen = _memory(), {"tensors": 0, "bytes": 0}
+    _MEASURING.append(True)
 
     def count(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
         if parameter is not None:
@@ -48,6 +53,7 @@ def _without_memory(most_tensors: int) -> Iterator[None]:
             yield
     finally:
         hook.remove()
+        _MEASURING.pop()
 
 
 def _memory() -> int:
@@ -68,6 +74,8 @@ def refuse_too_large(build: Callable[[], object], what: str) -> None:
     Raises:
         TooLargeError: Saying which options to lower.
     """
+    if _MEASURING:  # it is being counted already, as a part of what is built
+        return
     try:
         with _without_memory(MOST_TENSORS):
             build()
@@ -89,7 +97,7 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def refuse_other_shapes(
-    build: Callable[[], Mapping[str, Tensor]], found: Shapes, where: Path, most_tensors: int = 0
+    build: Callable[[], Mapping[str, Tensor]], found: Shapes, where: Path, most_tensors: int = MOST_TENSORS
 ) -> None:
     """Raise if a model has not the shapes that its weights have.
 
@@ -97,13 +105,13 @@ def refuse_other_shapes(
         build: Builds the model and returns its tensors by name.
         found: The shapes in a file, by name.
         where: The file's folder, for the error.
-        most_tensors: Parameter tensors that may be made on the way; 0 for `MOST_TENSORS`.
+        most_tensors: Parameter tensors that may be made on the way.
 
     Raises:
         CheckpointError: Naming the first that differs.
     """
     try:
-        with _without_memory(most_tensors or MOST_TENSORS):
+        with _without_memory(most_tensors):
             wanted = shapes_of(build())
     except TooLargeError as error:
         raise CheckpointError(f"the weights in {str(where)!r} are not those of its configuration: {error}") from None

@@ -17,6 +17,7 @@ from finetune_kit.config import differences
 from finetune_kit.errors import CheckpointError, one_line
 from finetune_kit.files import write_tensors
 from finetune_kit.foreign import refuse_large_header
+from finetune_kit.memory import is_out_of_memory
 
 CHECKSUM = "checksum"
 START_OVER = "delete it to start over"
@@ -57,7 +58,11 @@ def read_state(path: Path, parts: tuple[str, ...]) -> tuple[dict[str, dict[str, 
         with safe_open(str(path), framework="pt") as file:
             texts = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-    except Exception as error:  # safetensors' own, or the system's
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror or one_line(error)}; make it readable") from error
+    except Exception as error:  # safetensors' own
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(f"{path} can't be read: {one_line(error)}; {START_OVER}") from error
     if texts.pop(CHECKSUM, None) != _checksum(tensors, texts):
         raise CheckpointError(f"{path} is damaged: its checksum is not the recorded one; {START_OVER}")

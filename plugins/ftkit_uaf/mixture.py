@@ -23,7 +23,7 @@ Branch = Callable[[Tensor, Context], Tensor]
 """From hidden states ``(users, length, dim)`` and a context to the same shape, or to the positions that it wants."""
 
 EVEN = 16
-"""Rows of a group are a multiple of it, where it matters."""
+"""In half precision on CPUs, groups are padded to a multiple of so many rows (`_evened`)."""
 
 
 def mixture(
@@ -56,7 +56,8 @@ def mixture(
         ]
         output = joined(outputs, groups)
     if is_training and len(used) < len(branches):
-        first, row = hidden[:1].detach(), context.rows(rows[used[0]][:1])
+        somebody = rows[used[0]][:1]
+        first, row = hidden[somebody].detach(), context.rows(somebody)
         unused = [branch(first, row) for branch, count in zip(branches, counts, strict=True) if not count]
         output = output + sum(other[:0].sum() for other in unused)
     return output

@@ -67,7 +67,7 @@ def test_where_nothing_can_be_compiled_the_option_is_refused(monkeypatch: pytest
         raise RuntimeError("no compiler found\nand more")
 
     monkeypatch.setattr(compilation.torch, "compile", fails)
-    with pytest.raises(OptionError, match=r"--compile: torch.compile does not work here \(no compiler found\)"):
+    with pytest.raises(OptionError, match=r"run.compile: torch.compile does not work here \(no compiler found\)"):
         compile_blocks(nn.Module(), torch.device("cpu"))
 
 

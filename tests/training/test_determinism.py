@@ -60,7 +60,9 @@ def test_the_settings_hold_within_and_come_back_whatever_happens():
 
 def test_an_operation_without_a_deterministic_form_is_refused_in_one_line():
     with (
-        pytest.raises(OptionError, match=r"^deterministic on cpu: \S+ does not have a .*; leave out --deterministic$"),
+        pytest.raises(
+            OptionError, match=r"^deterministic on cpu: \S+ does not have a .*; set run.deterministic=false$"
+        ),
         deterministically(CPU, "true"),
     ):
         torch.empty(3, 3).put_(torch.tensor([0, 0]), torch.ones(2))  # has none, on any device
