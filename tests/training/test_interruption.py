@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from finetune_kit.errors import CheckpointError, FinetuneKitError
+from finetune_kit.errors import CheckpointError
 from finetune_kit.interruption import Interrupted, Shield
 from finetune_kit.seeding import generator
 from finetune_kit.tables import gradients_by_row
@@ -155,7 +155,7 @@ def test_the_state_of_a_loss_that_is_no_number_takes_the_place_of_none(tmp_path:
     module, checkpoint = Table(), tmp_path / "state.safetensors"
     module.events = {6: [signal.SIGINT]}
     module.layer[2].register_forward_hook(lambda part, inputs, out: out * torch.nan if module.steps == 6 else out)
-    with pytest.raises(FinetuneKitError, match="the loss became nan"):
+    with pytest.raises(KeyboardInterrupt):  # which waited while the step failed
         fit(module, checkpoint)
     assert "begun" not in read_state(checkpoint, ("now",))[1]
 
