@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -235,8 +236,8 @@ def _labels(user: np.ndarray, values: np.ndarray, num_users: int) -> Labels:
     known = ~np.ma.getmaskarray(values)
     texts = np.asarray(np.ma.getdata(values)[known], dtype=str)
     classes, index = np.unique(texts, return_inverse=True)
-    if all(text.lstrip("-").isdecimal() for text in classes):
-        order = np.argsort(classes.astype(np.int64), kind="stable")
+    if all(re.fullmatch("-?[0-9]{1,1000}", text) for text in classes):  # Python's own, as they may be beyond 2⁶³
+        order = np.array(sorted(range(len(classes)), key=lambda k: int(classes[k])), dtype=np.int64)
         classes, index = classes[order], np.argsort(order)[index]
     value = np.full(num_users, UNKNOWN, dtype=np.int64)
     value[np.asarray(user)[known] - 1] = index

@@ -6,7 +6,7 @@ import duckdb
 import numpy as np
 import pytest
 
-from finetune_kit.data.dataset import Dataset
+from finetune_kit.data.dataset import Dataset, _labels
 from finetune_kit.data.folder import describe_file
 from finetune_kit.data.preparation import preparing
 from finetune_kit.data.prepare import write_dataset
@@ -132,3 +132,13 @@ def test_users_out_of_order_are_refused(tmp_path):
     (folder / "dataset.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="the column user must be 1, 2, 3"):
         Dataset.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "classes"),
+    [(["10", "9", "-1"], ("-1", "9", "10")), (["9" * 20, "3"], ("3", "9" * 20)), (["--5", "3"], ("--5", "3"))],
+)
+def test_classes_are_sorted_as_numbers_of_any_size_where_all_are_numbers(values: list[str], classes: tuple[str, ...]):
+    labels = _labels(np.arange(1, len(values) + 1), np.array(values), len(values))
+    assert labels.classes == classes
+    assert [labels.classes[k] for k in labels.value] == values
