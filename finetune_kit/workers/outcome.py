@@ -1,0 +1,65 @@
+"""What workers are asked to do and what comes of it; nothing here knows where they run."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from finetune_kit.errors import FinetuneKitError, one_line
+
+Ask = Callable[[Any], Any]
+"""Sends a message to whoever hands out the tasks, and returns the answer."""
+Job = Callable[[Any, Ask], Any]
+"""Does one task; returns its result."""
+Prepare = Callable[[], Job]
+"""Called once in each worker, e.g. to load a model; returns what does the tasks there."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a task.
+
+    Args:
+        task: The task, as it was handed out.
+        result: What the job returned; None where there is a fault.
+        fault: Why there is no result, in one line; empty where there is one.
+        where: The traceback, where the fault may be ours or a plugin's; else empty.
+        is_lost: Whether the worker was lost, so that the same task might succeed in another.
+    """
+
+    task: Any
+    result: Any = None
+    fault: str = ""
+    where: str = ""
+    is_lost: bool = False
+
+
+class Workers(Protocol):
+    """Processes that do tasks."""
+
+    def carry_out(
+        self, prepare: Prepare, tasks: Sequence[Any], answer: Callable[[Any, Any], Any] | None = None
+    ) -> Iterator[Outcome]:
+        """Do tasks, and yield what came of each as soon as it is there, in whatever order.
+
+        Args:
+            prepare: Pickled into each worker and called there once.
+            tasks: What to do; each is pickled, done by one worker, once.
+            answer: Called here with a task and what its job asks; returns the answer. None answers None.
+
+        Raises:
+            FinetuneKitError: When ``prepare`` failed, with its error's words.
+        """
+
+
+def done(job: Job, task: Any, ask: Ask) -> Outcome:
+    """Return what comes of a task in this process; whatever its job raises becomes a fault."""
+    try:
+        return Outcome(task, job(task, ask))
+    except FinetuneKitError as error:
+        return Outcome(task, fault=str(error))
+    except Exception as error:  # a third party's strategy may raise anything
+        where = "".join(traceback.format_exception(error))
+        return Outcome(task, fault=one_line(error, with_type=True)[:200], where=where)
