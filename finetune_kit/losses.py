@@ -9,8 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finetune_kit.tables import OutputLayer
+
 CHUNK = 1024
 """Positions whose logits exist at once in `next_item`: batch × length × items is never in memory."""
+DIVIDED = 2**26
+"""Scores that exist at once in `next_item` where the items' table is divided between processes."""
 
 
 def bpr(positive: Tensor, negative: Tensor) -> Tensor:
@@ -40,6 +44,8 @@ def next_item(hidden: Tensor, labels: Tensor, output: nn.Linear) -> Tensor:
     has_label = labels != 0
     # linear_cross_entropy ignores autocast, so it must not be handed half-precision states
     hidden = hidden[has_label].float()  # (positions, dim)
+    if isinstance(output, OutputLayer) and output.mesh is not None:
+        return _next_item_divided(hidden, labels[has_label] - 1, output)
     # torch falls back with a warning where chunking can't pay
     chunked = len(hidden) >= hidden.shape[1] and output.out_features > hidden.shape[1]
     return F.linear_cross_entropy(
@@ -49,3 +55,12 @@ def next_item(hidden: Tensor, labels: Tensor, output: nn.Linear) -> Tensor:
         linear_bias=output.bias,
         options=nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK) if chunked else None,
     )
+
+
+def _next_item_divided(hidden: Tensor, label: Tensor, output: OutputLayer) -> Tensor:
+    """Return `next_item` of hidden states ``(positions, dim)`` and labels from 0 where processes share W."""
+    assert not torch.is_grad_enabled(), "the exact loss over a divided table can't be trained on; its scores don't fit"
+    total, size = hidden.new_zeros((), dtype=torch.float64), max(1, DIVIDED // output.out_features)
+    for part, wanted in zip(hidden.split(size), label.split(size), strict=True):
+        total += F.cross_entropy(output(part), wanted, reduction="sum")
+    return (total / len(label)).float()

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finetune_kit.columns import columns, joined, summed
 from finetune_kit.trainable import Trainable
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class OutputLayer(nn.Linear):
@@ -22,13 +27,24 @@ class OutputLayer(nn.Linear):
     bias: nn.Parameter
     sparse: bool = False
     """Whether W's gradient is sparse where `rows` looks it up, as `torch.nn.Embedding.sparse` says of an embedding."""
+    mesh: DeviceMesh | None = None
+    """The processes that W is divided between, each holding some of its columns (`division.py`); None where it is not.
+    What is put in and comes out is whole, the same in all."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features)
 
+    def forward(self, input: Tensor) -> Tensor:
+        """Return all outputs ``(…, out_features)`` for h ``(…, in_features)``."""
+        if self.mesh is None:
+            return super().forward(input)
+        return summed(F.linear(columns(input, self.mesh), self.weight), self.mesh) + self.bias
+
     def rows(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return rows of W, ``(…, in_features)``, and what b has for them, ``(…)``, by ``index`` ``(…)`` from 0."""
         weight = F.embedding(index, self.weight, sparse=self.sparse)
+        if self.mesh is not None:
+            weight = joined(weight, self.mesh)
         bias = F.embedding(index, self.bias.unsqueeze(1)).squeeze(-1)  # one number per row: a dense gradient is cheap
         return weight, bias
 
