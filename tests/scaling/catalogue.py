@@ -1,8 +1,10 @@
 """What a large catalogue costs in pre-training: bytes and seconds per step, in one process or divided between several.
 
     python tests/scaling/catalogue.py --items 1000000 4000000 --processes 1 2 --steps 20
+    python tests/scaling/catalogue.py --items 100000000 --processes 16 --simulate
 
-Windows and items are drawn at random, items by Zipf's law; the loss is the sampled one, the optimizer lazy-adam.
+With ``--simulate`` the first of the processes is there alone: it holds and computes what it would among the others, and
+what they would send is not waited for. Windows and items are drawn at random, items by Zipf's law; the loss is the sampled one, the optimizer lazy-adam.
 Prints one line per size: the rows' bytes in a process with Adam's moments, its peak memory, the median step.
 """
 
@@ -23,20 +25,28 @@ from finetune_kit.data.batch import Windows
 from finetune_kit.division import divide_tables
 from finetune_kit.tables import gradients_by_row, trained_tables
 from finetune_kit.training.optimizer import make_optimizer
-from finetune_kit.training.pretrain import NextItem
+from finetune_kit.training.pretrain import Lottery, NextItem
 from ftkit_backbones.nextitnet import NextItNet, NextItNetOptions
 
 WINDOWS, LENGTH, NEGATIVES = 64, 50, 2048
 
 
-def measure(rank: int, num_processes: int, num_items: int, dim: int, steps: int, results: object) -> None:
+def measure(
+    rank: int, num_processes: int, num_items: int, dim: int, steps: int, simulate: bool, results: object
+) -> None:
     """Train for some steps; the first process tells what it took."""
     torch.set_num_threads(1)
     model = build(num_items, dim)
     if num_processes > 1:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29577", RANK=str(rank), WORLD_SIZE=str(num_processes))
-        dist.init_process_group("gloo")
+        if simulate:
+            from torch.testing._internal.distributed.fake_pg import FakeStore
+
+            dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=num_processes)
+        else:
+            dist.init_process_group("gloo")
         divide_tables(model, num_items, init_device_mesh("cpu", (num_processes,)))
+    start(model, num_items)
     optimizer = make_optimizer("lazy-adam", list(model.parameters()), 1e-3, 0.0, torch.device("cpu"))
     model.train()
     generator, seconds = torch.Generator().manual_seed(0), []
@@ -58,16 +68,19 @@ def measure(rank: int, num_processes: int, num_items: int, dim: int, steps: int,
 
 
 def build(num_items: int, dim: int) -> NextItem:
-    """Return a model to pre-train, whose tables are zero where they have not been written to."""
+    """Return a model to pre-train that takes no memory yet."""
     with torch.device("meta"):
         backbone = NextItNet(num_items, LENGTH, NextItNetOptions(dim=dim))
-        model = NextItem(backbone, None, NEGATIVES)
+        return NextItem(backbone, None, NEGATIVES)
+
+
+@torch.no_grad()
+def start(model: NextItem, num_items: int) -> None:
+    """Give the model memory and numbers; tables are written to as a whole, so that all their memory is there."""
     model.to_empty(device="cpu")
     for parameter in model.parameters():
-        if parameter.shape[0] < num_items:
-            torch.nn.init.normal_(parameter, std=0.02)
-    model._negatives = NextItem(NextItNet(1, 2), torch.ones(num_items), NEGATIVES)._negatives
-    return model
+        parameter.uniform_(-0.03, 0.03)
+    model._negatives = Lottery(torch.ones(num_items))
 
 
 def draw(num_items: int, generator: torch.Generator) -> Windows:
@@ -84,12 +97,14 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--simulate", action="store_true")
     given = parser.parse_args()
     print(f"{'items':>12} {'processes':>9} {'tables, MiB':>12} {'peak, MiB':>10} {'step, ms':>9}")
     for num_items in given.items:
         for num_processes in given.processes:
             results = mp.get_context("spawn").SimpleQueue()
-            mp.spawn(measure, (num_processes, num_items, given.dim, given.steps, results), num_processes)
+            job = (num_processes, num_items, given.dim, given.steps, given.simulate, results)
+            mp.spawn(measure, job, 1 if given.simulate else num_processes)
             tables, peak, seconds = results.get()
             line = (
                 f"{num_items:12,} {num_processes:9} {tables / 2**20:12,.0f} {peak / 2**20:10,.0f} {1e3 * seconds:9.1f}"
