@@ -131,6 +131,17 @@ def join(fabric: Fabric) -> Processes:
     return _HERE
 
 
+def leave() -> None:
+    """Leave the job when its work is done, all together: none may still need another."""
+    global _HERE
+    if _HERE.size > 1:
+        import torch.distributed as dist
+
+        dist.barrier(group=_HERE.group)
+        dist.destroy_process_group()
+        _HERE = Processes()
+
+
 def is_lost(error: BaseException) -> bool:
     """Return whether an error says that another process is gone, or does not answer."""
     if type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError"):

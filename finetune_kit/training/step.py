@@ -162,7 +162,7 @@ NONE, SPARSE, DENSE = range(3)
 
 
 def _kind(table: nn.Parameter) -> tuple[int, int]:
-    """Return which kind of gradient a table has, and of how many rows where it is sparse: then each stands in it once."""
+    """Return which kind of gradient a table has, and if it is sparse of how many rows, each then in it once."""
     if table.grad is None:
         return NONE, 0
     if not table.grad.is_sparse:
