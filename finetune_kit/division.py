@@ -1,4 +1,4 @@
-"""Tables with a row per source item, divided between processes: each holds some columns of all rows.
+"""Tables with a row per item, divided between processes: each holds some columns of all rows.
 
 For tables that no single device can hold, with their gradients and moments. All processes compute the same batches, and
 so look up the same items: each looks its own columns up, and torch's DTensor joins them,
@@ -13,7 +13,7 @@ DTensor is as large as the whole table in every process, which is what was to be
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -66,14 +66,14 @@ class Division:
         return {name: own_columns(part, mesh) if name in self.names else part for name, part in state.items()}
 
 
-def divide_tables(module: nn.Module, num_items: int, mesh: DeviceMesh) -> Division:
-    """Leave a process its columns of the tables of a module that have a row per source item.
+def divide_tables(module: nn.Module, num_items: Collection[int], mesh: DeviceMesh) -> Division:
+    """Leave a process its columns of the tables of a module that have a row per item.
 
     Each process builds the module alike, on the CPU, and calls this before it moves it to its device.
 
     Args:
         module: What holds the tables: embeddings, which have a row of padding, and output layers.
-        num_items: Source items.
+        num_items: Source items, target items.
         mesh: The processes, in one dimension.
 
     Raises:
@@ -98,7 +98,9 @@ def divide_tables(module: nn.Module, num_items: int, mesh: DeviceMesh) -> Divisi
     return Division(frozenset(names), mesh)
 
 
-def _has_row_per_item(part: nn.Module, num_items: int) -> TypeGuard[nn.Embedding | OutputLayer]:
+def _has_row_per_item(part: nn.Module, num_items: Collection[int]) -> TypeGuard[nn.Embedding | OutputLayer]:
+    if "weight" not in part._parameters:
+        return False  # computed from others, such as a low-rank change
     if isinstance(part, nn.Embedding):
-        return part.num_embeddings == num_items + 1
-    return isinstance(part, OutputLayer) and part.out_features == num_items
+        return part.num_embeddings - 1 in num_items
+    return isinstance(part, OutputLayer) and part.out_features in num_items

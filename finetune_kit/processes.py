@@ -52,16 +52,34 @@ class Processes:
         rank: Which one this is, from 0.
         size: How many there are.
         group: What they wait for one another with, for as long as it takes; None for one process.
+        mesh: What they divide item tables by (`division.py`); all then compute whole batches. None: they share batches.
     """
 
     rank: int = 0
     size: int = 1
     group: Any = None
+    mesh: Any = None
 
     @property
     def is_first(self) -> bool:
         """Whether this is the one that writes files and tells what happens."""
         return self.rank == 0
+
+    @property
+    def num_shares(self) -> int:
+        """How many parts a batch, or what is evaluated, falls into: 1 where processes divide item tables instead."""
+        return self.size if self.mesh is None else 1
+
+    def in_turns(self, work: Callable[[], T]) -> T:
+        """Return what some work returns that each process does while the others wait, as all together lack room."""
+        import torch.distributed as dist
+
+        done: list[T] = []
+        for rank in range(self.size):
+            if rank == self.rank:
+                done.append(work())
+            dist.barrier(group=self.group)
+        return done[0]
 
     def alone(self, work: Callable[[], T]) -> T:
         """Return what some work returns that only the first process does; the others wait for it.
@@ -79,11 +97,11 @@ class Processes:
 
     def dealt(self, parts: Iterable[T]) -> Iterable[T]:
         """Return this process's of some parts, dealt in turns; `collected` puts what came of them in order."""
-        return parts if self.size == 1 else islice(parts, self.rank, None, self.size)
+        return parts if self.num_shares == 1 else islice(parts, self.rank, None, self.size)
 
     def collected(self, results: Sequence[T]) -> list[T]:
         """Return what came of all parts, in their order, given what came of this process's (see `dealt`)."""
-        if self.size == 1:
+        if self.num_shares == 1:
             return list(results)
         import torch.distributed as dist
 
@@ -104,7 +122,7 @@ class Processes:
 
     def shares(self, total: int) -> list[slice]:
         """Return which of ``total`` things each process takes: as many each, one after the other, all disjoint."""
-        return slices(total, self.size)
+        return slices(total, self.num_shares)
 
 
 def slices(total: int, number: int) -> list[slice]:
@@ -120,14 +138,24 @@ def here() -> Processes:
     return _HERE
 
 
-def join(fabric: Fabric) -> Processes:
-    """Join the processes of a fabric that has been launched; from then on `here` returns them."""
+def join(fabric: Fabric, *, divided: bool = False) -> Processes:
+    """Join the processes of a fabric that has been launched; from then on `here` returns them.
+
+    Args:
+        fabric: What launched them.
+        divided: Whether they divide item tables, rather than sharing batches.
+    """
     global _HERE  # a process belongs to one job for as long as it lives
     if fabric.world_size > 1 and _HERE.size == 1:
         import torch.distributed as dist
 
         group = dist.new_group(backend="gloo", timeout=PATIENCE)
-        _HERE = Processes(fabric.global_rank, fabric.world_size, group)
+        mesh = None
+        if divided:
+            from torch.distributed.device_mesh import init_device_mesh
+
+            mesh = init_device_mesh(fabric.device.type, (fabric.world_size,))
+        _HERE = Processes(fabric.global_rank, fabric.world_size, group, mesh)
     return _HERE
 
 

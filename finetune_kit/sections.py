@@ -20,6 +20,7 @@ RankingProtocol = Literal["full", "sampled"]
 Batching = Literal["users", "instances"]
 Pooling = Literal["last", "mean"]
 Cache = Literal["auto", "off"]
+Tables = Literal["whole", "divided"]
 Preset = Literal["none", "paper", "authors"]
 Deterministic = Literal["auto", "true", "false"]
 Loss = Literal["bpr", "bce", "sampled-softmax", "softmax"]
@@ -46,6 +47,9 @@ class RunOptions(Options):
     devices: int = Field(1, ge=1)
     """Processes on this machine that train together, each on a GPU of its own, or on the CPU: the same batches and,
     but for rounding and dropout, the same weights as one process; see docs/parallel.md."""
+    tables: Tables = "whole"
+    """What several processes do: share batches, each with whole item tables, or all compute the same, each with some
+    columns of divided tables: then N of them hold N times as many items and are no faster; see docs/scaling.md."""
     precision: str = "32"
     """32, bf16-mixed or 16-mixed."""
     compile: bool = False

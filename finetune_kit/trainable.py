@@ -13,6 +13,7 @@ from finetune_kit.errors import CheckpointError, PluginError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from finetune_kit.division import Division
     from finetune_kit.processes import Processes
 
 
@@ -24,6 +25,7 @@ class Trainable(nn.Module):
         self._frozen: list[nn.Module] = []
         self._resting: list[nn.Module] = []
         self._resting_parameters: list[nn.Parameter] = []
+        self.division: Division | None = None  # of tables between processes
         self._mode = True  # ``training`` itself is False where the whole module is frozen or rests
 
     @property
@@ -115,6 +117,14 @@ class Trainable(nn.Module):
             if (self.trains(tensor) if isinstance(tensor, nn.Parameter) else id(tensor) not in frozen)
         }
 
+    def whole_state(self) -> dict[str, Tensor]:
+        """Return `trained_state` as one process has it; where tables are divided, the first has it, on the CPU.
+
+        All processes call it at once.
+        """
+        state = self.trained_state()
+        return state if self.division is None else self.division.whole(state)
+
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
         """Load what `trained_state` returned, from any device.
 
@@ -138,7 +148,8 @@ class Trainable(nn.Module):
 
     def num_parameters(self) -> tuple[int, int]:
         """Return how many parameters train and how many there are."""
-        sizes = [(parameter.numel(), self.trains(parameter)) for parameter in self.parameters()]
+        times = {} if self.division is None else dict.fromkeys(self.division.names, self.division.mesh.size())
+        sizes = [(p.numel() * times.get(name, 1), self.trains(p)) for name, p in self.named_parameters()]
         return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
 
 

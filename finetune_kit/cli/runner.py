@@ -36,7 +36,7 @@ def runner_of(sections: dict[str, dict[str, Any]], *, resume: bool, dry_run: boo
             f"run.devices = {config.run.devices}, but this was started as {job.per_machine} processes a machine; "
             "leave --devices out where torchrun or srun starts them"
         )
-    fabric = make_fabric(config.run.device, config.run.precision, job)
+    fabric = make_fabric(config.run.device, config.run.precision, job, divided=config.run.tables == "divided")
     with tempfile.TemporaryDirectory() as vanishing:
         cache = Path(vanishing) if dry_run else None
         path = here().alone(lambda: resolve_dataset(config.run.data, dict(config.reader), cache))

@@ -15,13 +15,16 @@ from finetune_kit.processes import TIMEOUT, Job, join
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 
 
-def make_fabric(device: str = "auto", precision: str = "32", job: Job | None = None) -> Fabric:
+def make_fabric(
+    device: str = "auto", precision: str = "32", job: Job | None = None, *, divided: bool = False
+) -> Fabric:
     """Return a fabric for one device, or for this process's in a job of several, which it joins.
 
     Args:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; ``auto`` takes a GPU where there is one.
         precision: ``32``, ``bf16-mixed`` or ``16-mixed``.
         job: The processes that train together; None for this one alone.
+        divided: Whether they divide item tables, rather than sharing batches.
 
     Raises:
         OptionError: For a device that is not there, a precision that it can't do, or too few devices for the job.
@@ -41,7 +44,7 @@ def make_fabric(device: str = "auto", precision: str = "32", job: Job | None = N
         precision=precision,  # pyrefly: ignore[bad-argument-type]  (checked above)
     )
     fabric.launch()
-    join(fabric)
+    join(fabric, divided=divided)
     return fabric
 
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from lightning_fabric import Fabric
@@ -17,6 +17,7 @@ from finetune_kit.data.dataset import Dataset
 from finetune_kit.data.earlier import PARTS, Earlier
 from finetune_kit.data.labelled import LabelledDataset, for_task
 from finetune_kit.data.split import Split, num_repeated, split, unseen_in_training
+from finetune_kit.division import divide_tables
 from finetune_kit.errors import DataError
 from finetune_kit.evaluation.candidates import Candidates
 from finetune_kit.evaluation.evaluate import Encoder, Evaluator
@@ -27,9 +28,12 @@ from finetune_kit.processes import here
 from finetune_kit.progress import Progress
 from finetune_kit.strategy import Strategy
 from finetune_kit.tracker import Tracker
+from finetune_kit.trainable import Trainable
 from finetune_kit.training.assemble import build_strategy, load_base
 from finetune_kit.training.determinism import deterministically
 from finetune_kit.training.folders import write_config
+
+T = TypeVar("T", bound=Trainable)
 
 EVALUATE_LESS = "lower evaluation.batch_size or data.max_length"
 """What to do when memory runs out while a model is measured."""
@@ -115,6 +119,23 @@ class Experiment:
         """Return the strategy, on the CPU, over a pre-trained base."""
         weights = None if base is None else load_base(base, self.config, self.dataset)
         return build_strategy(self.config, self.dataset.num_source_items, self.dataset.num_target_items, weights)
+
+    def divided(self, build: Callable[[], T]) -> T:
+        """Return what is built on the CPU; where processes divide item tables, with its columns of them alone.
+
+        They then build in turns: memory holds the whole tables of one of them.
+        """
+        processes, dataset = here(), self.dataset
+        if processes.mesh is None:
+            return build()
+
+        def build_and_divide() -> T:
+            module = build()
+            num_items = dataset.num_source_items, dataset.num_target_items
+            module.division = divide_tables(module, num_items, processes.mesh)
+            return module
+
+        return processes.in_turns(build_and_divide)
 
     def evaluator(self, instances: np.ndarray) -> Evaluator | LabelEvaluator:
         """Return what measures on given instances: ranks of items, or predictions of a profile label."""

@@ -29,11 +29,15 @@ from finetune_kit.training.guard import LOOK_EVERY, Guard
 from finetune_kit.training.optimizer import make_optimizer
 from finetune_kit.training.state import (
     Begun,
+    all_there,
+    own_state,
     random_states,
     read_state,
+    refuse_apart,
     refuse_other_state,
     set_random_states,
     write_state,
+    write_together,
 )
 from finetune_kit.training.step import Step
 
@@ -156,7 +160,7 @@ class Loop:
                 f"{self.module.schedule_epochs} epochs; set epochs above {self.module.schedule_epochs}"
             )
         self._fitted, self._best, self._begun, self._saved = Fitted(), {}, None, time.monotonic()
-        if resume and self.checkpoint and self.checkpoint.exists():
+        if resume and self.checkpoint and all_there(self.checkpoint):
             self._load()
         self.begin(self._fitted.history)
         with (
@@ -232,7 +236,7 @@ class Loop:
     def _start_epoch(self, epoch: int) -> torch.Generator:
         """Bring module and generators to an epoch's beginning, or to where it was left; return what draws batches."""
         # The global generators serve dropout alone; everything that must be equal across devices has its own.
-        own = [here().rank] if here().rank else []  # other users, other dropout
+        own = [here().rank] if here().rank and here().num_shares > 1 else []  # other users, other dropout
         torch.manual_seed(derive_seed(self.seed, self.stage, "dropout", epoch, *own))
         state = None if self._begun is None else self.module.trained_state()
         state = state and {name: tensor.clone() for name, tensor in state.items()}
@@ -281,7 +285,10 @@ class Loop:
             self._watch.look()  # nothing takes the place of the last good state before it was looked at
         if self.checkpoint is None or (begun and not math.isfinite(begun.loss.item())):
             return  # the state that is there is the last good one
-        here().alone(partial(self._write, self.checkpoint, begun))
+        if here().mesh is None:
+            here().alone(partial(self._write, self.checkpoint, begun))
+        else:  # each has its own columns
+            write_together(self.checkpoint, partial(self._write, begun=begun))
         self._saved = time.monotonic()
 
     def _write(self, checkpoint: Path, begun: Begun | None) -> None:
@@ -290,7 +297,7 @@ class Loop:
             parts["adam"] |= {f"{index}/{name}": torch.as_tensor(moment) for name, moment in moments.items()}
         facts = {
             "fitted": vars(self._fitted),
-            "bound_to": dict(self.bound_to),
+            "bound_to": self._bound_to(),
             "scaler": self._precision.state_dict(),
             "versions": versions(),
         }
@@ -303,8 +310,9 @@ class Loop:
     def _load(self) -> None:
         """Load what `_save` wrote."""
         assert self.checkpoint is not None
-        parts, facts = read_state(self.checkpoint, ("now", "best", "adam", "random", "epoch"))
-        refuse_other_state(self.checkpoint, facts["bound_to"], self.bound_to)
+        path = own_state(self.checkpoint)
+        parts, facts = read_state(path, ("now", "best", "adam", "random", "epoch"))
+        refuse_other_state(path, facts["bound_to"], self._bound_to())
         if told := differences(facts["versions"], versions()):
             self.progress.say(f"warning: {self.stage} goes on under other versions, so it may round otherwise: {told}")
         self._precision.load_state_dict(facts["scaler"])  # the loss scale of 16-mixed; nothing in other precisions
@@ -319,7 +327,13 @@ class Loop:
         if begun := facts.get("begun"):
             self._begun = Begun(parts["epoch"]["loss"].to(self.fabric.device), **begun, random=parts["random"])
             where = f"in epoch {len(self._fitted.history) + 1}, after step {self._begun.steps}"
+        refuse_apart(path, len(self._fitted.history), self._begun.steps if self._begun else 0)
         self.progress.say(f"{self.stage}: going on {where}")
+
+    def _bound_to(self) -> dict[str, Any]:
+        """Return what a state belongs to: where tables are divided, also the number of processes."""
+        divided = {} if here().mesh is None else {"processes that divide tables": here().size}
+        return {**self.bound_to, **divided}
 
     @property
     def _precision(self) -> Any:

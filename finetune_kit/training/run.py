@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune_kit import __version__
+from finetune_kit.errors import OptionError
 from finetune_kit.idle import idle_options
 from finetune_kit.plugins import installed
+from finetune_kit.processes import here
 from finetune_kit.sections import Deterministic
 from finetune_kit.strategy import Strategy
 from finetune_kit.tables import trained_tables
@@ -34,6 +36,11 @@ class Runner(Experiment):
         """
         for remark in idle_options(self.config):
             self.progress.say(f"warning: {remark}")
+        if here().mesh is not None and self.config.pretrain.loss == "softmax":
+            raise OptionError(
+                "pretrain.loss = softmax takes all items in every step, which divided tables are there to avoid; set "
+                "pretrain.loss=sampled-softmax, or run.tables=whole"
+            )
         _ = self.split
         strategy = self.build_strategy(None)
         for stage, rows in self._tables_updated_whole(strategy):

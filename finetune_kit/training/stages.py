@@ -51,7 +51,7 @@ class Pretraining:
         size, length = options.batch_size, config.data.max_length
         train = SourceWindows(dataset, held_out.train, size, length, latest_only=latest)
         valid = SourceWindows(dataset, held_out.valid, size, length, latest_only=latest)
-        model = self._model()
+        model = experiment.divided(self._model)
         loop = Loop(
             model,
             experiment.fabric,
@@ -73,7 +73,8 @@ class Pretraining:
             progress=experiment.progress,
         )
         fitted = loop.fit(train, lambda: {"valid_loss": self._held_out_loss(model, valid)}, resume=experiment.resume)
-        digest = here().alone(lambda: save_base(self.folder, config, dataset, model.trained_state()))
+        state = model.whole_state()
+        digest = here().alone(lambda: save_base(self.folder, config, dataset, state))
         best = fitted.history[fitted.best_epoch - 1]
         metrics = {
             "backbone": config.run.backbone,
@@ -146,14 +147,18 @@ class Finetuning:
         """Fine-tune, measure on validation and test, write the run folder; return ``metrics.json``."""
         experiment = self.experiment
         parts = experiment.split  # first: it may refuse
-        strategy = experiment.build_strategy(self.base)
-        if self.start is not None:
-            strategy.load_trained_state(self.start.state)
+        strategy = experiment.divided(self._strategy)
         trackers = experiment.open_folder(self.folder, SECTIONS)
         if experiment.earlier is not None:
             here().alone(partial(experiment.earlier.write, self.folder))
         with self._keeping(strategy):
             return self._carry_out(strategy, parts, trackers)
+
+    def _strategy(self) -> Strategy:
+        strategy = self.experiment.build_strategy(self.base)
+        if self.start is not None:
+            strategy.load_trained_state(self.start.state)
+        return strategy
 
     def _carry_out(self, strategy: Strategy, parts: Split, trackers: list[Tracker]) -> dict[str, Any]:
         experiment, config = self.experiment, self.experiment.config
@@ -168,7 +173,8 @@ class Finetuning:
         }
         if self.start is not None:
             facts["about"] = dict(self.start.about)
-        here().alone(lambda: save_model(self.folder, strategy.trained_state(), facts))
+        state = strategy.whole_state()
+        here().alone(lambda: save_model(self.folder, state, facts))
         started = time.perf_counter()
         with enough_memory("evaluation", EVALUATE_LESS):
             measured = measure(experiment, strategy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from finetune_kit.errors import CheckpointError, one_line
 from finetune_kit.files import write_tensors
 from finetune_kit.foreign import refuse_large_header
 from finetune_kit.memory import is_out_of_memory
+from finetune_kit.processes import here
 
 CHECKSUM = "checksum"
 START_OVER = "delete it to start over"
@@ -71,6 +72,49 @@ def read_state(path: Path, parts: tuple[str, ...]) -> tuple[dict[str, dict[str, 
         part, _, name = key.partition("/")
         found.setdefault(part, {})[name] = tensor
     return found, {name: json.loads(text) for name, text in texts.items()}
+
+
+def own_state(path: Path) -> Path:
+    """Return the file that this process's state stands in; others' beside it, where each has its part of the tables."""
+    processes = here()
+    return path if processes.mesh is None else path.with_name(f"{path.stem}-{processes.rank}{path.suffix}")
+
+
+def all_there(path: Path) -> bool:
+    """Return whether every process has a state to go on from; all call it at once.
+
+    Raises:
+        CheckpointError: When there are states, but not those of as many processes that divide tables as there are now.
+    """
+    (lacking,) = here().largest(int(not own_state(path).exists()))
+    if lacking and (others := sorted(path.parent.glob(f"{path.stem}*{path.suffix}"))):
+        raise CheckpointError(
+            f"{others[0]} is of other processes: run.tables=divided goes on with as many as it was begun with, and "
+            f"run.tables=whole without; give the same, or {START_OVER}"
+        )
+    return not lacking
+
+
+def write_together(path: Path, write: Callable[[Path], None]) -> None:
+    """Write the states of all processes, and put them in the place of the last ones when all are whole."""
+    own = own_state(path)
+    fresh = own.with_name(f".{own.name}.whole")
+    write(fresh)
+    here().largest(0)  # waits for the others
+    fresh.replace(own)
+    here().largest(0)
+
+
+def refuse_apart(path: Path, epochs: int, steps: int) -> None:
+    """Raise if processes go on from different places: they were killed while their states took the last ones' place.
+
+    Raises:
+        CheckpointError: In all of them.
+    """
+    most = here().largest(epochs, steps)
+    least = [-number for number in here().largest(-epochs, -steps)]
+    if most != least:
+        raise CheckpointError(f"{path} and those of the other processes are of different steps; {START_OVER}")
 
 
 def _checksum(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:

@@ -61,7 +61,11 @@ class Step:
         self._module, self._fabric, self._accumulate, self._processes = module, fabric, accumulate, here()
         self._tables: list[nn.Parameter] = []
         self._forward: Any
-        if fabric.world_size > 1:
+        self.optimizer: Any
+        if self._processes.mesh is not None:
+            self._forward, self.optimizer = self._plain, fabric.setup_optimizers(optimizer)
+            fabric.to_device(module)
+        elif fabric.world_size > 1:
             shared = SharedStep(module, self._processes)
             self._tables = _leave_out(shared, by_row=by_row)
             with _all_awake(module):
@@ -74,16 +78,21 @@ class Step:
     def gradients(self, batch: Any) -> Tensor:
         """Compute a batch's gradients; return its loss, a scalar without a graph, alike in all processes."""
         batch = batch.to(self._fabric.device)
-        if self._accumulate == 1 and self._processes.size == 1:
+        if self._accumulate == 1 and self._processes.num_shares == 1:
             loss = self._forward(batch)
             self._fabric.backward(loss)
             return loss.detach()
         loss = self._in_parts(self._module.prepared(batch))
-        if self._processes.size > 1:
+        if self._processes.num_shares > 1:
             average_tables(self._tables, self._processes)
             dist.all_reduce(loss)
             loss /= self._processes.size
         return loss
+
+    def _plain(self, batch: Any) -> Tensor:
+        """Return a batch's loss where nothing is averaged: tables are divided, and all else is alike by itself."""
+        with self._fabric.autocast():
+            return self._module(batch)
 
     def _in_parts(self, batch: Any) -> Tensor:
         """Add up the gradients of a prepared batch's parts; return the sum of their losses in this process."""
@@ -100,7 +109,7 @@ class Step:
     @contextmanager
     def _alone(self, wanted: bool) -> Iterator[None]:
         """Run a block after whose backward pass gradients are not yet averaged over processes, if wanted."""
-        if not wanted or self._processes.size == 1:
+        if not wanted or self._processes.num_shares == 1:
             yield
             return
         with self._fabric.no_backward_sync(self._forward):

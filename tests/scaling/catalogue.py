@@ -4,8 +4,9 @@
     python tests/scaling/catalogue.py --items 100000000 --processes 16 --simulate
 
 With ``--simulate`` the first of the processes is there alone: it holds and computes what it would among the others, and
-what they would send is not waited for. Windows and items are drawn at random, items by Zipf's law; the loss is the sampled one, the optimizer lazy-adam.
-Prints one line per size: the rows' bytes in a process with Adam's moments, its peak memory, the median step.
+what they would send is not waited for. Windows and items are drawn at random, items by Zipf's law; the loss is the
+sampled one, the optimizer lazy-adam. Prints one line per size: the bytes of a process's tables with Adam's moments, its
+peak memory, the median step.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def measure(
             dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=num_processes)
         else:
             dist.init_process_group("gloo")
-        divide_tables(model, num_items, init_device_mesh("cpu", (num_processes,)))
+        divide_tables(model, [num_items], init_device_mesh("cpu", (num_processes,)))
     start(model, num_items)
     optimizer = make_optimizer("lazy-adam", list(model.parameters()), 1e-3, 0.0, torch.device("cpu"))
     model.train()
