@@ -147,8 +147,8 @@ def find_remote(address: str, what: str) -> tuple[list[RemoteFile], str, bool]:
         if info["type"] == "file":
             return [_remote_file(filesystem, path, info)], path, True
         if info["type"] == "directory":
-            found: dict[str, dict[str, Any]] = filesystem.find(path, detail=True)
-            root = path
+            listed: Any = filesystem.find(path, detail=True)
+            found, root = listed, path
         else:
             found, root = _matches(filesystem, path), re.split(r"[*?\[]", path)[0].rpartition("/")[0]
         return [_remote_file(filesystem, name, info) for name, info in found.items()], root, False
