@@ -43,7 +43,7 @@ class EventLog:
         return cls(events, max(100, events // 30), items, max(50, items // 15), max(50, events // 600))
 
     def write(self, folder: Path) -> None:
-        """Write ``source/day=…/part-0.parquet``, ``target/part-0.parquet`` and ``histories.parquet``, all events in one."""
+        """Write ``source/day=…/part-0.parquet``, ``target/part-0.parquet``, and all events in ``histories.parquet``."""
         with duckdb.connect(config={"threads": 2, "memory_limit": "500MB"}) as connection:
             for day in range(self.days):
                 part = folder / "source" / f"day=2026-01-{day + 1:02}" / "part-0.parquet"
