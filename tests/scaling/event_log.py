@@ -1,8 +1,8 @@
 """Made-up event logs of any size, written a day at a time as partitioned Parquet: memory does not grow with them.
 
 Users are active by a power law, items are looked at by Zipf's law with exponent 1. Each number is a hash of the event's
-own number, so that the log is the same on every machine, in whatever order its rows are made. There is nothing to learn
-in it but how popular items are: it is for measuring time and memory.
+own number, so that one version of DuckDB makes the same log on every machine. There is nothing to learn in it but how
+popular items are: it is for measuring time and memory.
 """
 
 from __future__ import annotations
