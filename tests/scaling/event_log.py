@@ -12,8 +12,8 @@ from pathlib import Path
 
 import duckdb
 
-MIXED = "(hash({}) / 18446744073709551616)"
-"""A number in [0, 1) from whole numbers."""
+MIXED = "(hash(number * 8 + {}) / 18446744073709551616)"
+"""A number in [0, 1), the event's draw of that number below 8. (Hashes of several columns are no independent draws.)"""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class EventLog:
     def _source(self, day: int) -> str:
         """Return the events of one day; no two have one time."""
         first, last = self.events * day // self.days, self.events * (day + 1) // self.days
-        user = f"floor({self.users} * pow({MIXED.format('number, 1')}, 1.5))"
-        item = f"floor(exp({MIXED.format('number, 2')} * ln({self.items} + 1)))"  # log-uniform: Zipf's law
+        user = f"floor({self.users} * pow({MIXED.format(1)}, 1.5))"
+        item = f"floor(exp({MIXED.format(2)} * ln({self.items} + 1)))"  # log-uniform: Zipf's law
         time = f"{_microseconds(day)} + number - {first}"
         columns = f"{user}::BIGINT AS user, {item}::BIGINT AS item, {time} AS time"
         return f"SELECT {columns} FROM (SELECT range AS number FROM range({first}, {last}))"
@@ -66,12 +66,12 @@ class EventLog:
     def _target(self) -> str:
         """Return the target events, after all source events, each pair of user and item once."""
         user = f"number * {self.users // self.target_users}"
-        item = f"floor(exp({MIXED.format('number, nth')} * ln({self.target_items} + 1)))"
+        item = f"floor(exp({MIXED.format('nth')} * ln({self.target_items} + 1)))"
         time = f"{_microseconds(self.days)} + nth"
         return (
             f"SELECT {user} AS user, {item}::BIGINT AS item, min({time}) AS time FROM "
             f"(SELECT range AS number FROM range({self.target_users})), (SELECT unnest([3, 4, 5]) AS nth) "
-            f"WHERE nth = 3 OR hash(number, nth) % 2 = 0 GROUP BY ALL ORDER BY ALL"
+            f"WHERE nth = 3 OR {MIXED.format('nth + 2')} < 0.5 GROUP BY ALL ORDER BY ALL"
         )
 
 

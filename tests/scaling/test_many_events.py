@@ -1,5 +1,6 @@
 """The path of ``many_events.py`` at small sizes: it goes through, and memory does not grow with the log."""
 
+import math
 import subprocess
 import sys
 
@@ -39,6 +40,15 @@ def test_a_log_is_written_in_days_and_once_more_as_a_whole(tmp_path):
     every = "SELECT bit_xor(hash(user, item, time)) FROM"
     parts, whole = (duckdb.execute(f"{every} {one}").fetchall() for one in (written, f"'{tmp_path}/histories.parquet'"))
     assert parts == whole
+
+
+def test_users_and_items_are_drawn_independently_of_each_other(tmp_path):
+    EventLog.of(30_000).write(tmp_path)
+    log = f"FROM '{tmp_path}/histories.parquet'"
+    (correlation,) = duckdb.execute(f'SELECT corr("user", ln(item)) {log}').fetchall()[0]
+    assert abs(correlation) < 0.02
+    (popular,) = duckdb.execute(f"SELECT count(*) / 30000 {log} WHERE item < 10").fetchall()[0]
+    assert popular == pytest.approx(math.log(10) / math.log(301), abs=0.02)
 
 
 @pytest.mark.slow
