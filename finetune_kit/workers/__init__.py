@@ -6,7 +6,7 @@ a worker that is lost costs the task that it had in hand and no other.
 
 from __future__ import annotations
 
-from finetune_kit.workers.local import LocalWorkers
+from finetune_kit.workers.local import LocalWorkers, share_of_cores
 from finetune_kit.workers.outcome import Ask, Job, Outcome, Prepare, Workers
 
-__all__ = ["Ask", "Job", "LocalWorkers", "Outcome", "Prepare", "Workers"]
+__all__ = ["Ask", "Job", "LocalWorkers", "Outcome", "Prepare", "Workers", "share_of_cores"]

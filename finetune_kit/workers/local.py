@@ -71,6 +71,14 @@ class LocalWorkers:
                 worker.wait_for_end(PATIENCE)
 
 
+def share_of_cores(num_workers: int) -> int:
+    """Return how many threads each of some workers takes: ``OMP_NUM_THREADS``, or its share of this machine's cores."""
+    if (given := os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]).isdecimal():
+        return max(1, int(given))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // num_workers)
+
+
 class _Worker:
     """A process, as the one that hands out the tasks sees it."""
 
