@@ -38,7 +38,9 @@ class PartitionView(AbstractContextManager["PartitionView"]):
         self._bytes_done = 0
         self._users: dict[str, int] = defaultdict(int)
         """By partition, how many have been scored since this began."""
-        self._began = self._said = time.monotonic()
+        self._began: float | None = None
+        """When the first partition was begun, as far as is known: not when workers were started."""
+        self._said = time.monotonic()
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -55,13 +57,20 @@ class PartitionView(AbstractContextManager["PartitionView"]):
         if isinstance(error, KeyboardInterrupt):
             warn(f"{self._num_done:,} of {self._total:,} partitions are done; the same command goes on")
 
+    @property
+    def seconds(self) -> float:
+        """How long partitions have been scored."""
+        return 0.0 if self._began is None else time.monotonic() - self._began
+
     def scored(self, task: Task, num_users: int) -> None:
         """Count users of a partition that is being scored."""
+        self._has_lasted(0.0)
         self._users[task.partition.name] += num_users
         self._show()
 
     def finished(self, task: Task, receipt: Receipt) -> None:
         """Count a partition."""
+        self._has_lasted(receipt.totals.seconds)
         self._users[task.partition.name] = receipt.totals.users
         self._num_done += 1
         self._pass(task)
@@ -84,18 +93,22 @@ class PartitionView(AbstractContextManager["PartitionView"]):
             said += f", about {_duration(seconds * self._bytes_left / self._bytes_done)} left"
         return said
 
+    def _has_lasted(self, seconds: float) -> None:
+        began = time.monotonic() - seconds
+        self._began = began if self._began is None else min(began, self._began)
+
     def _pass(self, task: Task) -> None:
         self._bytes_left -= task.partition.num_bytes
         self._bytes_done += task.partition.num_bytes
         self._show()
 
     def _show(self) -> None:
-        now = time.monotonic()
+        text = self.text(max(self.seconds, 1e-9))
         if self._console.is_terminal:
-            self._status.update(self.text(max(now - self._began, 1e-9)))
-        elif now - self._said > SAY_EVERY:
-            self._said = now
-            self._console.print(self.text(now - self._began))
+            self._status.update(text)
+        elif time.monotonic() - self._said > SAY_EVERY:
+            self._said = time.monotonic()
+            self._console.print(text)
 
 
 def _duration(seconds: float) -> str:

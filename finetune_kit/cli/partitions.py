@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -35,7 +34,7 @@ def recommend_folder(asked: Asked, num_workers: int | None, ray: str | None) -> 
     run, recommender = asked.load()
     _protect(asked.output, source, run)
     job = _job(asked, source, run)
-    receipts = Receipts(job.output, job.identity)
+    receipts = Receipts(asked.output, job.identity)
     receipts.refuse_foreign(asked.overwrite)
     kept = receipts.finished(source.partitions, asked.overwrite)
     owners = Owners()
@@ -43,11 +42,10 @@ def recommend_folder(asked: Asked, num_workers: int | None, ray: str | None) -> 
         owners.add(receipt.partition, receipt.users)
     tasks = _tasks(asked, source, kept, recommender)
     receipts.begin(source.partitions, kept)
-    began = time.perf_counter()
     with PartitionView(tasks, len(kept)) as view, _crew(num_workers, ray, job.device) as (workers, alone):
         made = recommend_partitions(job, tasks, workers, alone, owners, view)
     receipts.end([*kept.values(), *made])
-    _report(asked, recommender, kept, made, time.perf_counter() - began)
+    _report(asked, recommender, kept, made, view.seconds)
     _warn_of_more(asked, source)
 
 
@@ -61,13 +59,15 @@ def _refuse_file(asked: Asked) -> None:
 
 
 def _protect(output: Path, source: Input, run: Run) -> None:
-    """Raise for an output in the folder of the run, its dataset, or the input, or around that."""
-    for what, where in (("the run", run.folder), ("the dataset", run.dataset.path), ("--input", source.root)):
-        ours, theirs = output.resolve(), where.resolve()
-        if ours.is_relative_to(theirs) or theirs.is_relative_to(ours):
-            raise OptionError(
-                f"--output {str(output)!r} and {what} {str(where)!r} lie in one another; name another folder"
-            )
+    """Raise for an output in the folder of the run, its dataset, or where the input would hold it."""
+    for what, where in (("the run", run.folder), ("the dataset", run.dataset.path)):
+        if output.resolve().is_relative_to(where.resolve()):
+            raise OptionError(f"--output {str(output)!r} lies in the folder of {what}; name another folder")
+    if source.would_hold(output):
+        raise OptionError(
+            f"--output {str(output)!r} and --input {source.text!r} lie in one another: recommendations would be "
+            "read as histories; name another folder"
+        )
 
 
 def _job(asked: Asked, source: Input, run: Run) -> Job:
@@ -85,7 +85,7 @@ def _job(asked: Asked, source: Input, run: Run) -> Job:
         run=run.folder.resolve(),
         dataset=run.dataset.path.resolve(),
         base=asked.base and asked.base.resolve(),
-        source=source.root.resolve(),
+        source=source.root and source.root.resolve(),
         output=asked.output.resolve(),
         identity=identity,
         device=asked.device or run.config.run.device,

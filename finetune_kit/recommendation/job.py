@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,22 @@ import torch
 
 from finetune_kit.data.database import MAX_THREADS
 from finetune_kit.data.dataset import Dataset
+from finetune_kit.data.remote import File, RemoteFile, complaint, num_bytes
 from finetune_kit.errors import DataError, FinetuneKitError, StorageError
+from finetune_kit.files import storing
+from finetune_kit.foreign import confined
 from finetune_kit.recommendation.file import recommend_file
 from finetune_kit.recommendation.layout import Layout
 from finetune_kit.recommendation.partitions import Partition
-from finetune_kit.recommendation.receipts import JOB, RECEIPTS, Content, Receipt, Receipts, digest, remove_leftovers
+from finetune_kit.recommendation.receipts import (
+    Content,
+    Receipt,
+    Receipts,
+    digest,
+    remove_leftovers,
+    run_hash,
+    version_of,
+)
 from finetune_kit.recommendation.recommender import Recommendation, Recommender
 from finetune_kit.recommendation.sample import Sample
 from finetune_kit.recommendation.workshop import workshop
@@ -38,7 +52,7 @@ class Job:
         run: The run's folder.
         dataset: Its dataset's folder.
         base: Its base's folder, where that was moved.
-        source: The root of the input.
+        source: The root of the input, where it is a folder.
         output: The folder to write.
         identity: What decides the numbers.
         device: As of `make_fabric`.
@@ -53,7 +67,7 @@ class Job:
     run: Path
     dataset: Path
     base: Path | None
-    source: Path
+    source: Path | None
     output: Path
     identity: dict[str, Any]
     device: str
@@ -94,39 +108,69 @@ def prepare(job: Job) -> Work:
 
 
 def _refuse_unseen(job: Job) -> None:
-    for what, path in (
-        ("the run", job.run / "model.json"),
-        ("its dataset", job.dataset),
-        ("--input", job.source),
-        ("--output", job.output / RECEIPTS / JOB),
-    ):
-        if not path.exists():
+    """Raise where this machine has not what the one has that hands out the partitions."""
+    seen = {
+        f"the run {str(job.run)!r}": (job.run / "model.json").is_file() and run_hash(job.run) == job.identity["run"],
+        f"the dataset {str(job.dataset)!r}": job.dataset.is_dir(),
+        f"--input {str(job.source)!r}": job.source is None or job.source.is_dir(),
+        f"--output {str(job.output)!r}": Receipts(job.output, job.identity).is_begun(),
+    }
+    for what, is_here in seen.items():
+        if not is_here:
             raise FinetuneKitError(
-                f"{what} is not there for a worker on {platform.node()}: no {path}; with --ray, all paths must lie on "
-                "storage that all machines of the cluster see under the same name"
+                f"a worker on {platform.node()} does not see {what}, or another one: put it on a file system that all "
+                "machines share, at the same path"
             )
 
 
 def _score(job: Job, recommender: Recommender, task: Task, ask: Ask) -> Receipt | NoRoom:
-    output, source = job.output / task.partition.name, task.partition.file
+    name, output = task.partition.name, confined(job.output, task.partition.name)
     watch = _Watch(ask, is_sampled=not task.layout.is_per_user)
     remove_leftovers(output)  # of a worker that was lost with this partition in hand
-    before = source.stat()
     try:
         with workshop(output, job.memory_limit) as shop:
             shop.connection.execute(f"SET threads = {min(MAX_THREADS, torch.get_num_threads())}")
-            totals = recommend_file(recommender, task.layout, output, shop, job.batch_size, watch)
-        held = Content.of(source)
-        if (held.num_bytes, held.modified) != (before.st_size, before.st_mtime_ns):
+            with _at_hand(task.partition.file, shop.scratch) as (path, hold):
+                layout = replace(task.layout, path=path)
+                totals = recommend_file(recommender, layout, output, shop, job.batch_size, watch)
+                held = hold()
+        if held is None:
             output.unlink()
-            raise DataError(f"{source} was changed while it was read; the same command reads it again")
-        receipt = Receipt(
-            task.partition.name, digest(job.identity), held, Content.of(output), totals, watch.sample.users()
-        )
+            raise DataError(f"{task.partition.file} was changed while it was read; the same command reads it again")
+        receipt = Receipt(name, digest(job.identity), held, Content.of(output), totals, watch.sample.users())
         Receipts(job.output, job.identity).write(receipt)
     except StorageError as error:
         return NoRoom(str(error))
     return receipt
+
+
+@contextmanager
+def _at_hand(file: File, scratch: Path) -> Iterator[tuple[Path, Callable[[], Content | None]]]:
+    """Give a file of this machine that is a partition, or a copy of it, and a function that says what it held.
+
+    The function returns None where the partition was changed meanwhile.
+    """
+    before = num_bytes(file), version_of(file)
+    path = file if isinstance(file, Path) else _copied(file, scratch)
+
+    def hold() -> Content | None:
+        held = Content.of(file, path)
+        return held if (held.num_bytes, held.version) == before else None
+
+    try:
+        yield path, hold
+    except FinetuneKitError as error:
+        raise type(error)(str(error).replace(str(path), str(file))) from error
+
+
+def _copied(file: RemoteFile, folder: Path) -> Path:
+    path = folder / f"input-{file.name}"
+    try:
+        with file.open() as remote, storing(path), path.open("wb") as local:
+            shutil.copyfileobj(remote, local, 1 << 20)
+    except OSError as error:
+        raise DataError(f"{file} can't be read: {complaint(error)}") from error
+    return path
 
 
 class _Watch:
@@ -143,5 +187,5 @@ class _Watch:
         if self._is_sampled:
             self.sample.add(one.user)
         if self._untold % 64 == 0 and (now := time.monotonic()) - self._told > TELL_EVERY:
-            self._ask(self._untold)
+            self._ask.tell(self._untold)
             self._untold, self._told = 0, now

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_kit.checksums import file_hash
+from finetune_kit.data.remote import File, num_bytes
 from finetune_kit.errors import DataError, OptionError
 from finetune_kit.files import write_json
 from finetune_kit.foreign import confined, read_json
@@ -39,26 +40,29 @@ class Content:
 
     Args:
         num_bytes: Its size.
-        modified: When it was written, in nanoseconds since 1970.
+        version: As of `version_of`.
         sha256: Its hash.
     """
 
     num_bytes: int
-    modified: int
+    version: str
     sha256: str
 
     @classmethod
-    def of(cls, path: Path) -> Content:
-        """Return what a file holds."""
-        stat = path.stat()
-        return cls(stat.st_size, stat.st_mtime_ns, file_hash(path))
+    def of(cls, file: File, copy: Path | None = None) -> Content:
+        """Return what a file holds, or a copy of it on this machine."""
+        return cls(num_bytes(copy or file), version_of(file), file_hash(copy or file))
 
-    def is_in(self, path: Path) -> bool:
-        """Return whether a file still holds it; it is read only where its time is another."""
-        stat = path.stat()
-        if stat.st_size != self.num_bytes:
+    def is_in(self, file: File) -> bool:
+        """Return whether a file still holds it; it is read only where its version is another, or can't be told."""
+        if num_bytes(file) != self.num_bytes:
             return False
-        return stat.st_mtime_ns == self.modified or file_hash(path) == self.sha256
+        return "" != version_of(file) == self.version or file_hash(file) == self.sha256
+
+
+def version_of(file: File) -> str:
+    """Return what changes when a file does: when it was written, or what its file system says; else nothing."""
+    return str(file.stat().st_mtime_ns) if isinstance(file, Path) else file.version or ""
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,10 @@ class Receipts:
 
     def __init__(self, output: Path, identity: Mapping[str, Any]) -> None:
         self._output, self._identity, self._job = output, identity, digest(identity)
+
+    def is_begun(self) -> bool:
+        """Return whether the folder is here, and the job that goes on there is this one."""
+        return _mapping(self._output / RECEIPTS / JOB) == dict(self._identity)
 
     def refuse_foreign(self, overwrite: bool) -> None:
         """Raise if the folder holds what no job made, or what another job made and ``overwrite`` is not given.

@@ -112,7 +112,9 @@ def test_jobs_are_answered_what_they_ask(workers):
 def test_jobs_tell_without_waiting_for_an_answer(workers):
     told = []
     tasks = [("tell", 3), ("add", 1)]
-    outcomes = list(workers.carry_out(partial(calculator, 1), tasks, lambda task, message: told.append((task, message))))
+    outcomes = list(
+        workers.carry_out(partial(calculator, 1), tasks, lambda task, message: told.append((task, message)))
+    )
     assert len(outcomes) == 2
     assert told == [(("tell", 3), k) for k in range(3)]
 
