@@ -83,7 +83,7 @@ class PartitionView(AbstractContextManager["PartitionView"]):
     def lost(self, task: Task, how: str) -> None:
         """Warn of a lost worker."""
         self._users.pop(task.partition.name, None)
-        warn(f"partition {task.partition.name}: {how}; it is tried again at the end")
+        warn(f"partition {task.partition.name}: {how.rstrip('.')}; it is tried again at the end")
 
     def text(self, seconds: float) -> str:
         """Return how far it is after so many seconds."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,7 +120,7 @@ def _crew(num_workers: int | None, ray: str | None, device: str) -> Iterator[tup
     from finetune_kit.workers.cluster import RayWorkers, connected
 
     num_gpus, num_threads = float(device.startswith("cuda")), share_of_cores(10**6)
-    with connected(ray) as library:
+    with redirect_stdout(sys.stderr), connected(ray) as library:  # Ray prints what becomes of workers on stdout
         there = library.cluster_resources()
         room = there.get("GPU", 0) if num_gpus else there.get("CPU", 0) // num_threads
         size = num_workers or max(1, int(room))
@@ -149,4 +150,5 @@ def _warn_of_more(asked: Asked, source: Input) -> None:
     """Say which files came while others were scored."""
     names = {partition.name for partition in source.partitions}
     if new := sorted({partition.name for partition in find_input(asked.input).partitions} - names):
-        warn(f"{len(new):,} more files have come meanwhile, the first {new[0]!r}; the same command scores them")
+        files = "file has" if len(new) == 1 else "files have"
+        warn(f"{len(new):,} more {files} come meanwhile, the first {new[0]!r}; the same command scores what is new")
