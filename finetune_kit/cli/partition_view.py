@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from finetune_kit.cli.output import stderr, warn
+from finetune_kit.recommendation.job import TELL_EVERY
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -64,7 +65,7 @@ class PartitionView(AbstractContextManager["PartitionView"]):
 
     def scored(self, task: Task, num_users: int) -> None:
         """Count users of a partition that is being scored."""
-        self._has_lasted(0.0)
+        self._has_lasted(TELL_EVERY)
         self._users[task.partition.name] += num_users
         self._show()
 
