@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CHUNK = 1024
-"""Positions whose logits exist at once in `next_item`: batch × length × items is never in memory."""
+CHUNK, LOGITS = 1024, 2**26
+"""Positions, and numbers, of the logits that exist at once in `next_item`, never those of a batch × length × items."""
 
 
 def bpr(positive: Tensor, negative: Tensor) -> Tensor:
@@ -47,5 +47,10 @@ def next_item(hidden: Tensor, labels: Tensor, output: nn.Linear) -> Tensor:
         output.weight,
         labels[has_label] - 1,
         linear_bias=output.bias,
-        options=nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK) if chunked else None,
+        options=nn.LinearCrossEntropyOptions(batch_chunk_size=_at_once(output.out_features)) if chunked else None,
     )
+
+
+def _at_once(num_items: int) -> int:
+    """Return for how many positions all items are scored at once."""
+    return max(1, min(CHUNK, LOGITS // num_items))

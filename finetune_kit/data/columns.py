@@ -63,7 +63,8 @@ def common_type(files: Sequence[FileColumns], column: str) -> str:
         return found[0]
     if types <= WHOLE:
         return "BIGINT" if types <= SMALL else "HUGEINT"
-    odd = next(k for k, one in enumerate(found) if one != found[0])
+    kinds = ["a whole number" if type_ in WHOLE else type_ for type_ in found]
+    odd = next(k for k, kind in enumerate(kinds) if kind != kinds[0])
     raise DataError(
         f"{files[odd].file}: column {column!r} holds {found[odd]}, in {files[0].file} {found[0]}; "
         "write all files of a table the same way"

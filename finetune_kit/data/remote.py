@@ -24,8 +24,8 @@ ADDRESS = re.compile(r"[A-Za-z][\w+.-]+(::.*)?://", re.DOTALL)
 """How an address begins; a drive of Windows has one letter."""
 SECRETS = (
     (re.compile(r"://(?:[^/\s@]*|[^/\s:@]+:[^\s@]*)@"), "://"),  # user:password@
-    (re.compile(r"(https?://[^\s?'\"]*)\?[^\s'\"]*"), r"\1"),  # a signature
-    (re.compile(r"(://[^\s?'\"]*)\?[^\s'\"/]*=[^\s'\"]*"), r"\1"),  # elsewhere a question mark may be a pattern's
+    (re.compile(r"(https?://[^\s?]*)\?\S*"), r"\1"),  # a signature
+    (re.compile(r"(://\S*?)\?[\w.-]+=\S*"), r"\1"),  # elsewhere a question mark may be a pattern's
 )
 ARCHIVES = ("zip", "tar", "libarchive")
 AT_ONCE = 1 << 22
@@ -147,8 +147,8 @@ def find_remote(address: str, what: str) -> tuple[list[RemoteFile], str, bool]:
         if info["type"] == "file":
             return [_remote_file(filesystem, path, info)], path, True
         if info["type"] == "directory":
-            found: dict[str, dict[str, Any]] = filesystem.find(path, detail=True)
-            root = path
+            listed: Any = filesystem.find(path, detail=True)
+            found, root = listed, path
         else:
             found, root = _matches(filesystem, path), re.split(r"[*?\[]", path)[0].rpartition("/")[0]
         return [_remote_file(filesystem, name, info) for name, info in found.items()], root, False
@@ -188,11 +188,11 @@ def _in_one_line(address: str, what: str) -> Iterator[None]:
 
 def complaint(error: BaseException) -> str:
     """Return what went wrong in one line without secrets, also where DuckDB wraps a Python error in a traceback."""
-    text = str(error)
+    text = str(error) or type(error).__name__
     if text.startswith("Traceback ("):
         text = text.split("\n\n")[0].strip().rpartition("\n")[2]
     elif not isinstance(error, OSError):
-        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+        text = one_line(error, with_type=True, first=True)
     return without_secrets(text.strip().partition("\n")[0])
 
 

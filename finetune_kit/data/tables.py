@@ -83,10 +83,10 @@ def load_files(
             with _readable(one.file):
                 scan = parquet_scan(preparation.connection, one.file)
                 _append(table, one.file, None, _expressions(one, columns, types), scan)
-            _refuse_empty(table)
         else:
             text = TextFormat(DELIMITERS[_suffix(one.file)])
             _append_text(table, one.file, text, tuple(one.types), _expressions(one, columns, types))
+        _settle_empty(table, is_one=len(there) == 1)
     return table
 
 
@@ -141,6 +141,7 @@ def append_text(table: RawTable, path: File, text: TextFormat, columns: dict[str
     names = text.names or _header(table.preparation, path, text)
     require(FileColumns(path, dict.fromkeys(names, "VARCHAR"), {}), columns.values(), "")
     _append_text(table, path, text, names, {name: sql_name(column) for name, column in columns.items()})
+    _settle_empty(table, is_one=True)
 
 
 def _append_text(
@@ -167,7 +168,6 @@ def _append_text(
             refuse_zstd_bomb(connection, path)
         _append(table, path, text, expressions, f"read_csv({sql_file(connection, path)}, {reader})")
     _refuse_rejects(table, path)
-    _refuse_empty(table)
 
 
 def _append(table: RawTable, path: File, text: TextFormat | None, expressions: dict[str, str], scan: str) -> None:
@@ -183,11 +183,14 @@ def _append(table: RawTable, path: File, text: TextFormat | None, expressions: d
     table.parts.append((path, text, first))
 
 
-def _refuse_empty(table: RawTable) -> None:
-    """Refuse the file that was appended last if it has no rows."""
+def _settle_empty(table: RawTable, is_one: bool) -> None:
+    """Refuse the file that was appended last if it has no rows, or warn where it is one of several and may be."""
     path, _, first = table.parts[-1]
-    if table.preparation.count(f"SELECT count(*) FROM {sql_name(f'{table.name}_stored')}") == first:
-        raise DataError(f"{path} has no rows")
+    if table.preparation.count(f"SELECT count(*) FROM {sql_name(f'{table.name}_stored')}") > first:
+        return
+    if is_one or table.preparation.on_bad == "refuse":
+        raise DataError(f"{path} has no rows" + ("" if is_one else "; take it away, or give --on-bad drop"))
+    table.preparation.warn(f"left out {path}, which has no rows")
 
 
 @contextmanager

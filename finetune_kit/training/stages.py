@@ -91,9 +91,7 @@ class Pretraining:
     def _model(self) -> NextItem:
         experiment, options = self.experiment, self.experiment.config.pretrain
         backbone = build_backbone(experiment.config, experiment.dataset.num_source_items)
-        frequency = np.bincount(
-            np.asarray(experiment.dataset.source_items) - 1, minlength=experiment.dataset.num_source_items
-        )
+        frequency = experiment.dataset.source_frequency()
         num_negatives = options.num_negatives if options.loss == "sampled-softmax" else 0
         with seeded(experiment.config.run.seed, "next-item"):
             return NextItem(backbone, torch.from_numpy(frequency).float(), num_negatives, experiment.config.run.seed)

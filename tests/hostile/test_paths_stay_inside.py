@@ -180,6 +180,21 @@ def test_the_name_of_a_folder_adds_no_column_to_a_table(tmp_path, ftkit):
     assert Dataset.open(folder / "ds").raw_target_items() == ["p", "q"]
 
 
+@pytest.mark.parametrize("given", ["", "user=*", "**/*.csv", "user=7/item=x/s.csv"])
+def test_no_folders_name_stands_before_a_column_of_a_file(tmp_path, ftkit, given):
+    folder = tmp_path / "time=9" / "user=7" / "item=x"
+    folder.mkdir(parents=True)
+    (folder / "s.csv").write_text("User,item,time\na,i,1\nb,j,2\n")
+    (tmp_path / "t.csv").write_text("User,item,time\na,p,3\nb,q,4\n")
+    words = ["--target", tmp_path / "t.csv", "--user-column", "User", "--output", tmp_path / "ds"]
+    done = ftkit("data", "prepare", "events", tmp_path / "time=9" / given, *words)
+    assert done.code == 0, done
+    dataset = Dataset.open(tmp_path / "ds")
+    assert (dataset.raw_users(), dataset.raw_source_items()) == (["a", "b"], ["i", "j"])
+    words = ["--target", tmp_path / "t.csv", "--user-column", "user", "--output", tmp_path / "ds2"]
+    assert_refused(ftkit("data", "prepare", "events", tmp_path / "time=9" / given, *words), "has no column 'user'")
+
+
 @pytest.mark.parametrize("name", ["../../x", "/x", "a b", "A", "x/y", "-x", ""])
 def test_a_plugin_can_not_be_begun_under_a_name_that_leads_elsewhere(name, tmp_path):
     from finetune_kit.cli.scaffold import write_plugin
