@@ -60,13 +60,23 @@ class RayWorkers:
                 crew.end()
 
 
-@contextmanager
-def connected(address: str) -> Iterator[Any]:
-    """Yield Ray, connected to a cluster; one that was connected before stays so."""
+def refuse_without_ray() -> Any:
+    """Return Ray.
+
+    Raises:
+        OptionError: When it is not installed.
+    """
     try:
         import ray
     except ImportError:
         raise OptionError("--ray needs Ray: pip install 'finetune-kit[ray]'") from None
+    return ray
+
+
+@contextmanager
+def connected(address: str) -> Iterator[Any]:
+    """Yield Ray, connected to a cluster; one that was connected before stays so."""
+    ray = refuse_without_ray()
     if ray.is_initialized():
         yield ray
         return

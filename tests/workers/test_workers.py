@@ -1,22 +1,21 @@
 import os
-import signal
 import sys
-from collections.abc import Callable
 from functools import partial
 
 import pytest
+from worker_jobs import broken, calculator, dying
 
 from finetune_kit.errors import FinetuneKitError, OptionError
 from finetune_kit.workers import LATER, Here, LocalWorkers
 from finetune_kit.workers.cluster import RayWorkers, connected
 
-ray = pytest.importorskip("ray")
 KINDS = {"local": LocalWorkers(2, None), "ray": RayWorkers("local", 2)}
 
 
 @pytest.fixture(scope="module")
 def cluster():
     """Ray is started once for all tests."""
+    ray = pytest.importorskip("ray")
     paths = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}  # where this file is, too
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", runtime_env=paths)
     yield
@@ -28,41 +27,6 @@ def workers(request):
     if request.param == "ray":
         request.getfixturevalue("cluster")
     return KINDS[request.param]
-
-
-def calculator(offset: int) -> Callable:
-    """Prepare: with an offset, do what a task's name says."""
-    made_in = os.getpid()
-
-    def do(task, ask):
-        name, number = task
-        if name == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if name == "refuse":
-            raise FinetuneKitError(f"{number} is refused")
-        if name == "crash":
-            raise RuntimeError(f"{number} crashed")
-        if name == "ask":
-            return ask(number) + offset
-        if name == "tell":
-            for k in range(number):
-                ask.tell(k)
-        if name == "plugins":
-            return os.environ.get("FTKIT_PLUGINS")
-        if name == "where":
-            return made_in, os.getpid()
-        return number + offset
-
-    return do
-
-
-def broken() -> Callable:
-    raise FinetuneKitError("there is no model")
-
-
-def dying() -> Callable:
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError
 
 
 def test_every_task_is_done_once(workers):
@@ -181,6 +145,8 @@ def test_no_tasks_need_no_workers(workers):
 
 
 def test_a_cluster_that_is_not_there_is_told(monkeypatch):
+    ray = pytest.importorskip("ray")
+
     def refuse(**options):
         raise ConnectionError("nobody answers")
 
