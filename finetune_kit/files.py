@@ -85,11 +85,12 @@ def _remove_abandoned(path: Path) -> None:
         number = re.fullmatch(r"\.(\d+)\.partial", partial.name.removeprefix(f".{path.name}"))
         with suppress(OSError):  # another process may be faster
             is_old = time.time() - partial.stat().st_mtime > ABANDONED_AFTER  # another machine's may have that number
-            if number and partial.is_file() and is_old and not _is_alive(int(number[1])):
+            if number and partial.is_file() and is_old and not is_alive(int(number[1])):
                 partial.unlink()
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Return whether a process of this machine is there."""
     if os.name == "nt":  # signal 0 is Ctrl-C there
         return True
     try:

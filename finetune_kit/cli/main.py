@@ -26,6 +26,7 @@ from finetune_kit.cli import (
     plugins,
     recommend,
     sections,
+    sweep,
     train,
 )
 from finetune_kit.memory import ANYWHERE, is_out_of_memory, out_of_memory
@@ -45,6 +46,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("recommend")(recommend.recommend)
 app.command("merge")(merge.merge)
 app.command("compare")(compare.compare)
+app.command("sweep")(sweep.sweep)
 app.add_typer(data.app, name="data")
 app.add_typer(listings.strategies, name="strategies")
 app.add_typer(listings.backbones, name="backbones")
@@ -157,7 +159,7 @@ def _plugin_at_fault(error: Exception) -> str | None:
 
 
 INTERRUPTED = 130
-GOING_ON = ("run", "pretrain", "finetune", "compare")
+GOING_ON = ("run", "pretrain", "finetune", "compare", "sweep")
 """Commands that take --resume."""
 
 

@@ -223,8 +223,8 @@ class Finetuning:
                 **({} if self.base is None else {"base": read_facts(self.base)["hash"]}),
                 **({} if self.start is None else {"start": self.start.origin}),
             },
-            begin=lambda history: _begin(trackers, "finetune", history),
-            observe=lambda record: _tell(trackers, "finetune", record),
+            begin=lambda history: _begin([*trackers, *experiment.watchers], "finetune", history),
+            observe=lambda record: _tell([*trackers, *experiment.watchers], "finetune", record),
             progress=experiment.progress,
         )
         batches = self._batches(parts, with_source=strategy.needs_source_batches)
