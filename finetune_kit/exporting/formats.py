@@ -1,0 +1,138 @@
+"""The formats that a graph is written in, and running what was written; this imports no torch until it must."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from finetune_kit.errors import OptionError, PluginError, did_you_mean, one_line
+from finetune_kit.files import storing
+from finetune_kit.memory import is_out_of_memory
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+Arrays: TypeAlias = Mapping[str, np.ndarray]
+"""Inputs or outputs by name."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format.
+
+    Args:
+        name: What users type.
+        file: The file's name.
+        write: Writes a graph to a file: the graph, the file, the names of the outputs, the version of ONNX's operators.
+        open: Returns what a file computes, a function from inputs to outputs; on the CPU, in the format's own engine.
+        packages: What must be installed besides torch.
+        is_topk_stable: Whether its engines take the first of equal values in a ``topk``.
+    """
+
+    name: str
+    file: str
+    write: Callable[[ExportedProgram, Path, list[str], int | None], None]
+    open: Callable[[Path], Callable[[Arrays], Arrays]]
+    packages: tuple[str, ...] = ()
+    is_topk_stable: bool = False
+
+
+def _write_torch(program: ExportedProgram, path: Path, outputs: list[str], opset: int | None) -> None:
+    import torch
+
+    with storing(path), path.open("wb") as file:
+        torch.export.save(program, file)
+
+
+def _open_torch(path: Path) -> Callable[[Arrays], Arrays]:
+    import torch
+
+    module = torch.export.load(path).module()  # our own file, written a moment ago
+
+    @torch.no_grad()
+    def run(inputs: Arrays) -> Arrays:
+        outputs = module(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+        return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+    return run
+
+
+def _write_onnx(program: ExportedProgram, path: Path, outputs: list[str], opset: int | None) -> None:
+    import torch
+
+    from finetune_kit.exporting.served import quietly
+
+    try:
+        with quietly():
+            made = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=opset,
+                output_names=outputs,
+                dynamic_shapes={name: {0: "users"} for name in inputs_of(program)},
+                verbose=False,
+            )
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        reason = one_line(error, with_type=True, first=True)
+        raise PluginError(
+            f"the graph can't be written as ONNX{'' if opset is None else f' of opset {opset}'}: {reason}; "
+            "--format torch-export writes it as it is"
+        ) from error
+    assert made is not None
+    found = made.model.opset_imports[""]
+    if opset not in (None, found):
+        raise OptionError(f"--opset {opset}: torch writes this graph in opset {found} alone; leave the option out")
+    with storing(path):
+        made.save(path)
+
+
+def _open_onnx(path: Path) -> Callable[[Arrays], Arrays]:
+    import onnxruntime  # pyrefly: ignore[missing-module-attribute]
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda inputs: dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+
+FORMATS = {
+    made.name: made
+    for made in (
+        Format("torch-export", "model.pt2", _write_torch, _open_torch),
+        Format("onnx", "model.onnx", _write_onnx, _open_onnx, ("onnx", "onnxscript", "onnxruntime"), is_topk_stable=True),
+    )
+}
+
+
+def find_format(name: str, opset: int | None = None) -> Format:
+    """Return a format by name, after checking that it can be written here.
+
+    Raises:
+        OptionError: For a name that is none, or an opset that has no effect.
+        PluginError: When packages that it needs are not installed.
+    """
+    if name not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise OptionError(f"--format {name!r} is none of {known}.{did_you_mean(name, FORMATS)}")
+    if opset is not None and name != "onnx":
+        raise OptionError(f"--opset has no effect with --format {name}; it is for onnx, leave it out")
+    found = FORMATS[name]
+    if missing := [package for package in found.packages if not _is_installed(package)]:
+        raise PluginError(f"--format {name} needs {' and '.join(missing)}; pip install 'finetune-kit[onnx]'")
+    return found
+
+
+def _is_installed(package: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(package) is not None
+
+
+def inputs_of(program: ExportedProgram) -> list[str]:
+    """Return the names of a graph's inputs."""
+    return [str(name) for name in program.graph_signature.user_inputs]
