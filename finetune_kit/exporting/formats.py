@@ -14,7 +14,7 @@ from finetune_kit.files import storing
 from finetune_kit.memory import is_out_of_memory
 
 if TYPE_CHECKING:
-    from torch.export import ExportedProgram
+    from finetune_kit.exporting.served import Graph
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 """Inputs or outputs by name."""
@@ -27,7 +27,7 @@ class Format:
     Args:
         name: What users type.
         file: The file's name.
-        write: Writes a graph to a file: the graph, the file, the names of the outputs, the version of ONNX's operators.
+        write: Writes a graph to a file; the last argument is the version of ONNX's operators.
         open: Returns what a file computes, a function from inputs to outputs; on the CPU, in the format's own engine.
         packages: What must be installed besides torch.
         is_topk_stable: Whether its engines take the first of equal values in a ``topk``.
@@ -35,17 +35,17 @@ class Format:
 
     name: str
     file: str
-    write: Callable[[ExportedProgram, Path, list[str], int | None], None]
+    write: Callable[[Graph, Path, int | None], None]
     open: Callable[[Path], Callable[[Arrays], Arrays]]
     packages: tuple[str, ...] = ()
     is_topk_stable: bool = False
 
 
-def _write_torch(program: ExportedProgram, path: Path, outputs: list[str], opset: int | None) -> None:
+def _write_torch(graph: Graph, path: Path, opset: int | None) -> None:
     import torch
 
     with storing(path), path.open("wb") as file:
-        torch.export.save(program, file)
+        torch.export.save(graph.program, file)
 
 
 def _open_torch(path: Path) -> Callable[[Arrays], Arrays]:
@@ -61,7 +61,7 @@ def _open_torch(path: Path) -> Callable[[Arrays], Arrays]:
     return run
 
 
-def _write_onnx(program: ExportedProgram, path: Path, outputs: list[str], opset: int | None) -> None:
+def _write_onnx(graph: Graph, path: Path, opset: int | None) -> None:
     import torch
 
     from finetune_kit.exporting.served import quietly
@@ -69,11 +69,11 @@ def _write_onnx(program: ExportedProgram, path: Path, outputs: list[str], opset:
     try:
         with quietly():
             made = torch.onnx.export(
-                program,
+                graph.program,
                 dynamo=True,
                 opset_version=opset,
-                output_names=outputs,
-                dynamic_shapes={name: {0: "users"} for name in inputs_of(program)},
+                output_names=list(graph.outputs),
+                dynamic_shapes={name: {0: "users"} for name in graph.inputs},
                 verbose=False,
             )
     except Exception as error:
@@ -87,7 +87,10 @@ def _write_onnx(program: ExportedProgram, path: Path, outputs: list[str], opset:
     assert made is not None
     found = made.model.opset_imports[""]
     if opset not in (None, found):
-        raise OptionError(f"--opset {opset}: torch writes this graph in opset {found} alone; leave the option out")
+        raise OptionError(
+            f"--opset {opset} can't be had: torch wrote this graph in opset {found}; leave the option out, or name one "
+            f"that torch and onnx know, from {found} on"
+        )
     with storing(path):
         made.save(path)
 
@@ -97,14 +100,20 @@ def _open_onnx(path: Path) -> Callable[[Arrays], Arrays]:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    return lambda inputs: dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+    def run(inputs: Arrays) -> Arrays:
+        return {name: np.asarray(array) for name, array in zip(names, session.run(names, dict(inputs)), strict=True)}
+
+    return run
 
 
 FORMATS = {
     made.name: made
     for made in (
         Format("torch-export", "model.pt2", _write_torch, _open_torch),
-        Format("onnx", "model.onnx", _write_onnx, _open_onnx, ("onnx", "onnxscript", "onnxruntime"), is_topk_stable=True),
+        Format(
+            "onnx", "model.onnx", _write_onnx, _open_onnx, ("onnx", "onnxscript", "onnxruntime"), is_topk_stable=True
+        ),
     )
 }
 
@@ -131,8 +140,3 @@ def _is_installed(package: str) -> bool:
     from importlib.util import find_spec
 
     return find_spec(package) is not None
-
-
-def inputs_of(program: ExportedProgram) -> list[str]:
-    """Return the names of a graph's inputs."""
-    return [str(name) for name in program.graph_signature.user_inputs]

@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from traceback import walk_tb
@@ -36,6 +37,8 @@ EXAMPLE_USERS = 3
 """Users of the batch that is traced; neither 1 nor a size that the model has elsewhere."""
 USER, SEQUENCE = "user", "sequence"
 """Names of the inputs."""
+GATES = ("gates", "skipped")
+"""Names of the outputs that tell what a policy decided."""
 
 
 class Served(nn.Module):
@@ -77,8 +80,8 @@ class Served(nn.Module):
         else:
             values, columns = scores.topk(self.top) if self.is_topk_stable else best_of_fixed_shape(scores, self.top)
             outputs = {self.answers: columns, self.measure: values}
-        gates = {"gates": encoded.gates, "skipped": encoded.skipped}
-        return outputs | {name: gate.float() for name, gate in gates.items() if gate is not None}
+        chosen = zip(GATES, (encoded.gates, encoded.skipped), strict=True)
+        return outputs | {name: gate.float() for name, gate in chosen if gate is not None}
 
 
 def best_of_fixed_shape(scores: Tensor, num: int) -> tuple[Tensor, Tensor]:
@@ -106,8 +109,23 @@ def strategy_to_export(run: Run) -> Strategy:
         return run.strategy
 
 
+@dataclass(frozen=True)
+class Graph:
+    """What was traced.
+
+    Args:
+        program: The graph, with its weights.
+        inputs: An example of each input, by name, in their order.
+        outputs: What the model makes of them.
+    """
+
+    program: ExportedProgram
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+
 @torch.no_grad()
-def traced(served: Served, name: str, length: int) -> ExportedProgram:
+def traced(served: Served, name: str, length: int) -> Graph:
     """Return the graph of a strategy; ``user`` is an input only where the outputs depend on it.
 
     Args:
@@ -124,22 +142,21 @@ def traced(served: Served, name: str, length: int) -> ExportedProgram:
         USER: torch.arange(1, EXAMPLE_USERS + 1),
     }
     program = _traced(served, name, inputs)
-    depends = any(node.name == USER and node.users for node in program.graph.find_nodes(op="placeholder"))
-    program = program if depends else _traced(served, name, {SEQUENCE: inputs[SEQUENCE]})
+    if not any(node.name == USER and node.users for node in program.graph.find_nodes(op="placeholder")):
+        del inputs[USER]
+        program = _traced(served, name, inputs)
     for node in program.graph.nodes:  # lines of source with their paths on this machine: most of a small file
         for note in ("stack_trace", "nn_module_stack", "from_node"):
             node.meta.pop(note, None)
     program.example_inputs = None  # they would be pickled into the file
-    return program
+    return Graph(program, inputs, served(**inputs))
 
 
 def _traced(served: Served, name: str, inputs: dict[str, Tensor]) -> ExportedProgram:
     users = Dim("users")
     try:
         with quietly():
-            return torch.export.export(
-                served, (), kwargs=inputs, dynamic_shapes={"sequence": {0: users}, "user": {0: users}}
-            )
+            return torch.export.export(served, (), inputs, dynamic_shapes={name: {0: users} for name in inputs})
     except FinetuneKitError:
         raise
     except Exception as error:  # whatever a third party's code or torch.export says
