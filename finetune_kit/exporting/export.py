@@ -24,7 +24,8 @@ from finetune_kit.environment import versions
 from finetune_kit.errors import OptionError, PluginError
 from finetune_kit.exporting.comparison import BATCHES, TOLERANCE, compare
 from finetune_kit.exporting.formats import Format
-from finetune_kit.exporting.served import USER, Graph, Served, strategy_to_export, traced
+from finetune_kit.exporting.served import USER, Served, strategy_to_export
+from finetune_kit.exporting.tracing import Graph, traced
 from finetune_kit.files import storing, write_json
 from finetune_kit.memory import enough_memory
 from finetune_kit.recommendation.answers import answers_of

@@ -14,7 +14,7 @@ from finetune_kit.files import storing
 from finetune_kit.memory import is_out_of_memory
 
 if TYPE_CHECKING:
-    from finetune_kit.exporting.served import Graph
+    from finetune_kit.exporting.tracing import Graph
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 """Inputs or outputs by name."""
@@ -64,7 +64,7 @@ def _open_torch(path: Path) -> Callable[[Arrays], Arrays]:
 def _write_onnx(graph: Graph, path: Path, opset: int | None) -> None:
     import torch
 
-    from finetune_kit.exporting.served import quietly
+    from finetune_kit.exporting.tracing import quietly
 
     try:
         with quietly():

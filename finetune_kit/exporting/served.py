@@ -1,41 +1,21 @@
-"""What is exported: one graph from users' padded source items to scores, or to the best answers.
-
-The graph is that of evaluation, traced by `torch.export` for any number of users. It can't branch on values, so blocks
-with gates compute every branch for everybody and select (`torch.compiler.is_exporting` tells them); where a strategy
-merges into a plain backbone, that is traced instead of it.
-"""
+"""What is exported of a run: from users' padded source items to scores, or to the best answers."""
 
 from __future__ import annotations
 
-import logging
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
-from io import StringIO
-from pathlib import Path
-from traceback import walk_tb
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
 
-from finetune_kit.errors import FinetuneKitError, PluginError, one_line
-from finetune_kit.memory import is_out_of_memory
-from finetune_kit.seeding import generator
+from finetune_kit.errors import PluginError
 from finetune_kit.strategy import Strategy
 from finetune_kit.task import LabelTask
 from finetune_kit.training.merge import merged_strategy, users_only
-from finetune_kit.tryout import made_up_sequence
 
 if TYPE_CHECKING:
     from finetune_kit.training.assemble import Run
 
-EXAMPLE_USERS = 3
-"""Users of the batch that is traced; neither 1 nor a size that the model has elsewhere."""
-USER, SEQUENCE = "user", "sequence"
+SEQUENCE, USER = "sequence", "user"
 """Names of the inputs."""
 GATES = ("gates", "skipped")
 """Names of the outputs that tell what a policy decided."""
@@ -107,106 +87,3 @@ def strategy_to_export(run: Run) -> Strategy:
         return merged_strategy(run)
     except PluginError:
         return run.strategy
-
-
-@dataclass(frozen=True)
-class Graph:
-    """What was traced.
-
-    Args:
-        program: The graph, with its weights.
-        inputs: An example of each input, by name, in their order.
-        outputs: What the model makes of them.
-    """
-
-    program: ExportedProgram
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
-
-
-@torch.no_grad()
-def traced(served: Served, name: str, length: int) -> Graph:
-    """Return the graph of a strategy; ``user`` is an input only where the outputs depend on it.
-
-    Args:
-        served: What is traced, on the CPU.
-        name: The strategy's, for errors.
-        length: Of the sequences.
-
-    Raises:
-        PluginError: When it can't be traced; says what stands in the way.
-    """
-    random = generator(0, "example users")
-    inputs = {
-        SEQUENCE: made_up_sequence(EXAMPLE_USERS, length, served.strategy.backbone.num_items, random),
-        USER: torch.arange(1, EXAMPLE_USERS + 1),
-    }
-    program = _traced(served, name, inputs)
-    if not any(node.name == USER and node.users for node in program.graph.find_nodes(op="placeholder")):
-        del inputs[USER]
-        program = _traced(served, name, inputs)
-    for node in program.graph.nodes:  # lines of source with their paths on this machine: most of a small file
-        for note in ("stack_trace", "nn_module_stack", "from_node"):
-            node.meta.pop(note, None)
-    program.example_inputs = None  # they would be pickled into the file
-    return Graph(program, inputs, served(**inputs))
-
-
-def _traced(served: Served, name: str, inputs: dict[str, Tensor]) -> ExportedProgram:
-    users = Dim("users")
-    try:
-        with quietly():
-            return torch.export.export(served, (), inputs, dynamic_shapes={name: {0: users} for name in inputs})
-    except FinetuneKitError:
-        raise
-    except Exception as error:  # whatever a third party's code or torch.export says
-        if is_out_of_memory(error):
-            raise
-        raise PluginError(f"{name!r} can't be exported: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """Return in one line what stood in the way, and what to do about it."""
-    said, place = str(error), _place(error)
-    if "data-dependent" in said or type(error).__name__ == "GuardOnDataDependentSymNode":
-        return (
-            f"what it does{place} depends on values, and one graph is to serve all users; compute every case and "
-            "select with torch.where there, if torch.compiler.is_exporting()"
-        )
-    if "specialized it to be a constant" in said:
-        return (
-            "something in it takes the number of users for a constant, e.g. len(tensor); take it from "
-            "tensor.shape[0] instead"
-        )
-    return f"{one_line(error, with_type=True, first=True)}{place}; ftkit --traceback shows where"
-
-
-def _place(error: Exception) -> str:
-    """Return the line outside of torch and of this file in which an error arose."""
-    own = ("torch", __name__, "contextlib")
-    frames = [
-        (frame, line)
-        for frame, line in walk_tb(error.__traceback__)
-        if not frame.f_globals.get("__name__", "").startswith(own)
-    ]
-    if not frames:
-        return ""
-    frame, line = frames[-1]
-    return f" ({Path(frame.f_code.co_filename).name}, line {line})"
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Keep what torch's exporters log, warn and print for their programmers from the user, for as long as this lasts.
-
-    Among it: that torchvision is not installed, that a GRU assigns its own weights anew, and whole graphs.
-    """
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-        sys.stdout.flush()
