@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,15 +44,14 @@ class Served(nn.Module):
 
         Args:
             sequence: Source item ids ``(users, length)`` int64, left-padded with 0.
-            user: User ids ``(users,)`` int64; only for strategies that draw per user.
+            user: User ids ``(users,)`` int64; None for strategies that don't look at them.
 
         Returns:
             ``scores``, or a label's ``probabilities``, ``(users, answers)``; with ``top`` those of the best alone,
             ``(users, top)`` descending, after their columns in the whole, ``items`` or ``classes``. Then ``gates`` and
             ``skipped``, ``(users, blocks)``, where the strategy has them.
         """
-        user = sequence.new_zeros(sequence.shape[0]) if user is None else user
-        encoded = self.strategy.encode(users_only(user, sequence))
+        encoded = self.strategy.encode(users_only(cast("Tensor", user), sequence))
         scores = self.strategy.task.scores(encoded.vectors)
         scores = scores.softmax(dim=1) if self.answers == "classes" else scores
         if self.top is None:

@@ -48,7 +48,7 @@ class Graph:
 
 @torch.no_grad()
 def traced(served: Served, name: str, length: int) -> Graph:
-    """Return the graph of a strategy; ``user`` is an input only where the outputs depend on it.
+    """Return the graph of a strategy; ``user`` is an input only where the strategy looks at it.
 
     Args:
         served: What is traced, on the CPU.
@@ -59,19 +59,23 @@ def traced(served: Served, name: str, length: int) -> Graph:
         PluginError: When it can't be traced; says what stands in the way.
     """
     random = generator(0, "example users")
-    inputs = {
-        SEQUENCE: made_up_sequence(EXAMPLE_USERS, length, served.strategy.backbone.num_items, random),
-        USER: torch.arange(1, EXAMPLE_USERS + 1),
-    }
+    inputs = {SEQUENCE: made_up_sequence(EXAMPLE_USERS, length, served.strategy.backbone.num_items, random)}
+    if not _can_do_without_users(served, inputs):
+        inputs[USER] = torch.arange(1, EXAMPLE_USERS + 1)
     program = _traced(served, name, inputs)
-    if not any(node.name == USER and node.users for node in program.graph.find_nodes(op="placeholder")):
-        del inputs[USER]
-        program = _traced(served, name, inputs)
     for node in program.graph.nodes:
         for note in NOTES:
             node.meta.pop(note, None)
     program.example_inputs = None  # they would be pickled into the file
     return Graph(program, inputs, served(**inputs))
+
+
+def _can_do_without_users(served: Served, inputs: dict[str, Tensor]) -> bool:
+    try:
+        served(**inputs)
+    except Exception:  # whatever it was, tracing says it if it is not that
+        return False
+    return True
 
 
 def _traced(served: Served, name: str, inputs: dict[str, Tensor]) -> ExportedProgram:

@@ -112,7 +112,11 @@ def test_every_strategy_encodes_users_as_it_does_otherwise(name):
 
 @pytest.mark.parametrize("backbone", BACKBONES, ids=lambda backbone: backbone.name)
 def test_a_policy_chooses_among_the_blocks_of_any_backbone(backbone):
-    assert_same_when_traced(strategy_on("uaf-hard", backbone.name))
+    strategy = strategy_on("uaf-hard", backbone.name)
+    with torch.no_grad():
+        strategy.policy.output.bias.zero_()
+        assert 0 < strategy.encode(users_with_few_and_many_items()).gates.mean() < 1
+    assert_same_when_traced(strategy)
 
 
 @pytest.mark.parametrize("evaluation", ["greedy", "sample", "expected"])

@@ -1,5 +1,6 @@
 """What the tests of exporting share: runs of models that were never trained, and what they say of users."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def untrained_run(
     backbone: str | None = None,
     task: str = "items",
     kind: type[Strategy] | None = None,
-    num_blocks: int = 1,
+    backbone_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Run:
     """Return a run as `load_run` would, with random weights: what it says differs from user to user."""
@@ -29,7 +30,7 @@ def untrained_run(
         strategy,
         run={"backbone": backbone or usual_backbone(strategy), "task": task},
         data={"max_length": LENGTH},
-        backbone={"num_blocks": num_blocks},
+        backbone={"num_blocks": 1, **(backbone_options or {})},
         strategy=options,
     )
     seen = for_task(dataset, task)
