@@ -79,7 +79,7 @@ def _write_onnx(graph: Graph, path: Path, opset: int | None) -> None:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        reason = one_line(error, with_type=True, first=True)
+        reason = one_line(_root(error), first=True)
         raise PluginError(
             f"the graph can't be written as ONNX{'' if opset is None else f' of opset {opset}'}: {reason}; "
             "--format torch-export writes it as it is"
@@ -93,6 +93,13 @@ def _write_onnx(graph: Graph, path: Path, opset: int | None) -> None:
         )
     with storing(path):
         made.save(path)
+
+
+def _root(error: BaseException) -> BaseException:
+    """Return what an error came of: an operation that ONNX lacks, e.g., stands at the end of a chain."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _open_onnx(path: Path) -> Callable[[Arrays], Arrays]:

@@ -10,8 +10,15 @@ from finetune_kit.plugins import installed
 from finetune_kit.training.assemble import Plain
 from untrained import LENGTH, untrained_run
 
-DECIDING = ["skip", "spottune", "uaf-hard", "uaf-random", "uaf-rl", "uaf-soft"]
-"""Strategies that decide per user."""
+DECIDING = {
+    "skip": {"policy": "gru"},
+    "spottune": {"policy": "gru", "k": 1, "evaluation": "sample"},
+    "uaf-hard": {"policy": "conv"},
+    "uaf-random": {},
+    "uaf-rl": {"policy": "gru", "evaluation": "expected"},
+    "uaf-soft": {"policy": "global"},
+}
+"""Strategies that decide per user, with options that between them show each policy and use of one."""
 PATCHING = ["houlsby", "peterrec"]
 """Strategies that patch blocks in a way that is no change of weights; all others merge into a plain backbone."""
 
@@ -39,9 +46,16 @@ def test_every_other_strategy_is_exported_as_a_plain_backbone(name, dataset):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*PATCHING, *DECIDING])
-def test_every_strategy(name, dataset, tmp_path):
+@pytest.mark.parametrize("name", PATCHING)
+def test_every_strategy_that_patches_blocks(name, dataset, tmp_path):
     assert_exported(dataset, tmp_path, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DECIDING)
+def test_every_strategy_that_decides_per_user(name, dataset, tmp_path):
+    backbone = "nextitnet" if name == "uaf-hard" else "sasrec"
+    assert_exported(dataset, tmp_path, name, backbone, **DECIDING[name])
 
 
 @pytest.mark.slow
@@ -55,11 +69,6 @@ def test_every_backbone(backbone, dataset, tmp_path):
 def test_every_architecture_of_hugging_face(architecture, dataset, tmp_path):
     options = {"architecture": architecture}
     assert_exported(dataset, tmp_path, "finetune-all", "transformers", backbone_options=options)
-
-
-@pytest.mark.slow
-def test_a_policy_that_draws_per_user(dataset, tmp_path):
-    assert_exported(dataset, tmp_path, "uaf-hard", "gru4rec", policy="gru", evaluation="sample")
 
 
 @pytest.mark.slow
