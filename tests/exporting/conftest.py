@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 
 from finetune_kit.data.dataset import Dataset

@@ -1,6 +1,7 @@
 """Strategies, backbones, policies and tasks in both formats, each file compared with its run."""
 
 import pytest
+from untrained import LENGTH, untrained_run
 
 from finetune_kit.exporting.comparison import BATCHES, compare
 from finetune_kit.exporting.formats import FORMATS
@@ -8,7 +9,6 @@ from finetune_kit.exporting.served import Served, strategy_to_export
 from finetune_kit.exporting.tracing import traced
 from finetune_kit.plugins import installed
 from finetune_kit.training.assemble import Plain
-from untrained import LENGTH, untrained_run
 
 DECIDING = {
     "skip": {"policy": "gru"},

@@ -3,12 +3,12 @@ import re
 import numpy as np
 import pytest
 import torch
+from untrained import LENGTH, untrained_run
 
 from finetune_kit.errors import CheckpointError, PluginError
 from finetune_kit.exporting.comparison import BATCHES, compare, users_to_ask
 from finetune_kit.exporting.served import Served
 from finetune_kit.training.merge import users_only
-from untrained import LENGTH, untrained_run
 
 INPUTS = ["sequence", "user"]
 

@@ -4,11 +4,15 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from untrained import LENGTH, untrained_run
 
+from documents import blocks
 from finetune_kit.checksums import file_hash
 from finetune_kit.data.batch import Batch
 from finetune_kit.errors import PluginError
@@ -16,9 +20,10 @@ from finetune_kit.exporting.comparison import users_to_ask
 from finetune_kit.exporting.export import export
 from finetune_kit.exporting.formats import find_format
 from finetune_kit.exporting.served import Served
+from finetune_kit.recommendation.recommender import Recommender
 from finetune_kit.strategy import Encoded, Strategy
 from finetune_kit.training.assemble import Run
-from untrained import LENGTH, untrained_run
+from finetune_kit.training.device import make_fabric
 
 TORCH = find_format("torch-export")
 SERVE = """
@@ -111,6 +116,27 @@ def test_users_are_asked_for_only_where_the_answer_depends_on_them(dataset, tmp_
     assert list(told["outputs"]) == ["items", "scores", "gates"]
     lines = (tmp_path / "drawn" / "users.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == dataset.raw_users()
+    assert_recommends(run, tmp_path / "drawn")
+
+
+def assert_recommends(run, folder) -> None:
+    """Check that a served model, called as docs/export.md says, answers as `ftkit recommend` does."""
+    names: dict[str, Any] = {}
+    (block,) = (block for _, block in blocks("docs/export.md", "python") if "def new_user" in block)
+    exec(block, names)
+    users, histories = ["u003", "somebody new", "ünicode"], [["a", "g", "c"], ["d", "dd"], list("fegacdcdc")]
+    known = {raw: number for number, raw in enumerate(run.dataset.raw_users(), 1)}
+    user = [known.get(raw) or names["new_user"](raw, run.dataset.num_users) for raw in users]
+    sequence = np.zeros((3, LENGTH), dtype=np.int64)
+    for row, history in zip(sequence, histories, strict=True):
+        latest = [1 + run.dataset.raw_source_items().index(item) for item in history][-LENGTH:]
+        row[-len(latest) :] = latest
+    outputs = TORCH.open(folder / TORCH.file)({"sequence": sequence, "user": np.array(user)})
+    raw = run.dataset.raw_target_items()
+    expected = Recommender(run, make_fabric("cpu"), top=3).recommend(users, histories)
+    for one, columns, scores in zip(expected, outputs["items"], outputs["scores"], strict=True):
+        assert one.items == tuple(raw[column] for column in columns)
+        assert one.scores == pytest.approx(scores, abs=1e-5)
 
 
 class Branching(Strategy):
