@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -44,8 +45,10 @@ class Format:
 def _write_torch(graph: Graph, path: Path, opset: int | None) -> None:
     import torch
 
-    with storing(path), path.open("wb") as file:
-        torch.export.save(graph.program, file)
+    content = BytesIO()  # torch's own writer ends the whole process where the disk is full
+    torch.export.save(graph.program, content)
+    with storing(path):
+        path.write_bytes(content.getbuffer())
 
 
 def _open_torch(path: Path) -> Callable[[Arrays], Arrays]:

@@ -106,7 +106,7 @@ def test_nothing_of_this_machine_is_in_it(exported):
 
 
 def test_users_are_asked_for_only_where_the_answer_depends_on_them(dataset, tmp_path):
-    run = untrained_run(dataset, "uaf-random", "gru4rec")
+    run = untrained_run(dataset, "uaf-random", "sasrec")
     told = export(run, tmp_path / "drawn", TORCH, top=3)
     assert told["inputs"] == {
         "sequence": {"type": "int64", "shape": ["users", LENGTH]},
