@@ -20,6 +20,7 @@ from finetune_kit.cli import (
     data,
     environment,
     evaluate,
+    export,
     finetune,
     listings,
     merge,
@@ -44,6 +45,7 @@ app.command("pretrain")(train.pretrain)
 app.command("finetune")(finetune.finetune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("recommend")(recommend.recommend)
+app.command("export")(export.export)
 app.command("merge")(merge.merge)
 app.command("compare")(compare.compare)
 app.command("sweep")(sweep.sweep)
