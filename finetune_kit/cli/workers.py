@@ -62,8 +62,9 @@ def _launch(number: int, words: list[str]) -> int:
 
     from finetune_kit.interruption import Interrupted
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what failed is told here, in one line
     _set_defaults(number)
+    quiet = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # what failed is told here, in one line
     with tempfile.TemporaryDirectory() as logs:
         config = LaunchConfig(
             min_nodes=1,
@@ -83,6 +84,8 @@ def _launch(number: int, words: list[str]) -> int:
             raise Interrupted(error.sigval) from None
         except ChildFailedError as error:
             return _explain(error.failures, number, Path(logs))
+        finally:
+            logging.disable(quiet)
     return 0
 
 
@@ -103,12 +106,14 @@ def _explain(failures: Mapping[int, ProcessFailure], number: int, logs: Path) ->
     if told := next(logs.rglob(TOLD), None):
         return int(told.read_text() or 1)
     rank, failure = min(failures.items(), key=lambda item: (item[1].exitcode == LOST, item[1].timestamp))
-    how = f"exit code {failure.exitcode}"
-    if failure.exitcode < 0:
-        how = f"killed by signal {-failure.exitcode}, {signal.Signals(-failure.exitcode).name}"
-    going_on = command_to_go_on()
+    code, going_on = failure.exitcode, command_to_go_on()
+    how = f"died: exit code {code}"
+    if code < 0:
+        how = f"died: killed by signal {-code}, {signal.Signals(-code).name}"
+    elif code > 128:
+        how = f"was ended by {signal.Signals(code - 128).name}, and what was done is saved"
     print(
-        f"ftkit: worker {rank} of {number} (numbered from 0) died: {how}; the others were ended"
+        f"ftkit: worker {rank} of {number} (numbered from 0) {how}; the others were ended"
         f"{going_on and f'; go on with: {going_on}'}",
         file=sys.stderr,
     )

@@ -145,9 +145,7 @@ class Evaluator:
         joined = {name: torch.cat([part[name] for part in ranks]).double().numpy() for name in ranks[0]}
         return Evaluation(np.concatenate(instances), joined, np.concatenate(users), **joined_choices(chosen))
 
-    def _ranks(
-        self, part: np.ndarray, batch: Batch, scores: Tensor, protocols: tuple[str, ...]
-    ) -> dict[str, Tensor]:
+    def _ranks(self, part: np.ndarray, batch: Batch, scores: Tensor, protocols: tuple[str, ...]) -> dict[str, Tensor]:
         """Return the ranks of a batch's positives by protocol, ``(instances,)`` each, on the CPU."""
         ranks = {}
         row, positive = batch.row.to(scores.device), batch.positive.to(scores.device)
