@@ -22,8 +22,10 @@ SECTIONS = ("run", "data", "backbone", "pretrain", "finetune", "evaluation", "st
 RECORDED = ("versions", "git", "files")
 """Sections that a run writes for the record; they are passed over when a run's config is used again."""
 
-MAY_CHANGE = ("run.data", "run.preset", "run.trackers", "run.save_minutes", "finetune.cache_memory")
+MAY_CHANGE = ("run.data", "run.preset", "run.devices", "run.trackers", "run.save_minutes", "finetune.cache_memory")
 """Options with which a run may be gone on with that it was not begun with: they don't touch its numbers.
+
+``run.devices`` touches them by rounding, and where there is dropout by other noise.
 
 What ``run.data`` names is told by the dataset's fingerprint, and what ``run.preset`` sets by the options that it sets.
 """

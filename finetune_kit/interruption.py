@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -22,9 +22,26 @@ class Interrupted(KeyboardInterrupt):
         number: Which one.
     """
 
+    last: ClassVar[int] = signal.SIGINT
+    """Which one ended the work last; typer hands on that something did, but not what."""
+
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
+        Interrupted.last = number
+
+
+@contextmanager
+def deadly(number: int) -> Iterator[None]:
+    """Run a block that a signal ends with the process, at once: one that may wait outside of Python."""
+    if threading.current_thread() is not threading.main_thread() or (before := signal.getsignal(number)) is None:
+        yield
+        return
+    signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 class Shield:
@@ -32,9 +49,14 @@ class Shield:
 
     It acts as it would have done: by the handler that was there, or by raising `Interrupted`. One that was ignored
     stays ignored. Python tells signals to the main thread alone; in others there is no shield, and no need of one.
+
+    Args:
+        is_shared: Among processes that work together a signal waits for `act`, which all call at the same point: none
+            may stop while others wait for it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_shared: bool = False) -> None:
+        self._is_shared = is_shared
         self.is_torn = False
         """Whether what `whole` held last was left half-way: by an error, or by a second signal."""
         self._is_up = False
@@ -68,18 +90,28 @@ class Shield:
             self.is_torn = False
         finally:
             self._is_up = False
-        if self._waiting:
-            self._act(self._waiting.pop())
+        if self._waiting and not self._is_shared:
+            self.act(self._waiting[0])
+
+    @property
+    def waiting(self) -> int:
+        """The signal that waits, or 0."""
+        return self._waiting[0] if self._waiting else 0
+
+    def act(self, number: int) -> None:
+        """Do now what a signal is for, whoever received it."""
+        self._waiting.clear()
+        self._act(number)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._is_up and not self._waiting:
+        if (self._is_up or self._is_shared) and not self._waiting:
             self._waiting.append(number)
         else:
-            self._waiting.clear()
-            self._act(number)
+            self.is_torn = self.is_torn or self._is_shared  # the others don't know of it
+            self.act(number)
 
     def _act(self, number: int) -> None:
-        old = self._before[number]
+        old = self._before.get(number, signal.SIG_DFL)
         if callable(old) and old is not signal.default_int_handler:
             old(number, None)
         else:

@@ -43,6 +43,9 @@ class RunOptions(Options):
     """Seeds everything."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
+    devices: int = Field(1, ge=1)
+    """Processes on this machine that train together, each on a GPU of its own, or on the CPU: the same batches and,
+    but for rounding and dropout, the same weights as one process; see docs/parallel.md."""
     precision: str = "32"
     """32, bf16-mixed or 16-mixed."""
     compile: bool = False
@@ -83,6 +86,8 @@ class PretrainOptions(Options):
     """At most so many passes over the source windows."""
     batch_size: int = Field(128, ge=1)
     """Windows per step."""
+    accumulate: int = Field(1, ge=1)
+    """Compute a step's batch in so many parts, one after the other: less memory, the same weights up to rounding."""
     learning_rate: float = Field(1e-3, gt=0)
     """Of Adam; the paper has 1e-4."""
     optimizer: Optimizer = "adam"
@@ -107,6 +112,10 @@ class FinetuneOptions(Options):
     """At most so many passes over the training instances."""
     batch_size: int = Field(256, ge=1)
     """Instances per step."""
+    accumulate: int = Field(1, ge=1)
+    """Compute a step's batch in so many parts, one after the other: less memory, the same weights up to rounding.
+    Exact where a loss is a mean over instances; terms over the batch's users (information_weight, spottune's k) become
+    those of each part's, rl draws other candidates, and mtl's source windows count with the part that they fall to."""
     learning_rate: float = Field(1e-3, gt=0)
     """Of Adam; the paper has 1e-4."""
     weight_decay: float = Field(0.0, ge=0)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from finetune_kit.backbone import Backbone
-from finetune_kit.data.batch import Batch
+from finetune_kit.data.batch import Batch, Share
 from finetune_kit.errors import PluginError
+from finetune_kit.gathering import gathered
 from finetune_kit.options import Options
+from finetune_kit.processes import Processes, slices
 from finetune_kit.sections import Pooling
 from finetune_kit.seeding import generator
 from finetune_kit.task import Task
@@ -135,6 +138,44 @@ class Strategy(Trainable):
     def forward(self, batch: Batch) -> Tensor:
         """Return the loss of a batch: one training step."""
         return self.loss(batch, self.encode(batch))
+
+    def draw(self, batch: Batch, *shape: int) -> Tensor:
+        """Return numbers drawn from [0, 1) for each user of a batch in training, ``(users, *shape)``.
+
+        For implementers: what `encode` draws must come from here. Where several processes share a batch, each draws for
+        all its users and takes the rows of its own, so that users get the numbers that they would get in one process.
+        """
+        share = batch.share
+        drawn = torch.rand(share.total if share else len(batch.user), *shape, generator=self.noise)
+        own = drawn[share.start : share.stop] if share else drawn
+        return own.to(batch.user.device)
+
+    def parts(self, batch: Batch, number: int) -> list[tuple[Batch, float]]:
+        """Return a batch in up to so many parts of whole users, each with its share of the instances."""
+        windows = batch.source
+        number = min(number, len(batch.user), len(batch.user) if windows is None else len(windows))
+        cut = [batch.of_users(part) for part in slices(len(batch.user), number)]
+        if windows is not None:
+            for part, own in zip(cut, slices(len(windows), number), strict=True):
+                part.source = windows[own]
+        return [(part, len(part) / len(batch)) for part in cut]
+
+    def shared_loss(self, batch: Batch, processes: Processes) -> Tensor:
+        """Return the loss of a batch, of whose users each process encodes its own; the loss is computed in all.
+
+        Raises:
+            PluginError: When a subclass has a `forward` of its own, of which nothing is known.
+        """
+        if type(self).forward is not Strategy.forward:
+            raise PluginError(
+                f"{type(self).__name__} overrides `forward`, so nobody knows what of it is each user's; move what it "
+                "does into `encode` and `loss`, or train in one process"
+            )
+        own, total = processes.shares(len(batch.user))[processes.rank], len(batch.user)
+        num_rows = own.stop - own.start
+        encoding = own if num_rows else slice(0, 1)  # who has no user helps to draw, and tells the shapes
+        share = replace(batch.of_users(encoding), share=Share(encoding.start, encoding.stop, total))
+        return self.loss(batch, gathered(self.encode(share), num_rows, total, processes))
 
     def start_epoch(self, epoch: int) -> None:
         """Prepare an epoch, counted from 1; the noise of training becomes a function of (seed, epoch).

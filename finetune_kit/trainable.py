@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from finetune_kit.errors import CheckpointError
+from finetune_kit.errors import CheckpointError, PluginError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from finetune_kit.processes import Processes
 
 
 class Trainable(nn.Module):
@@ -31,6 +33,28 @@ class Trainable(nn.Module):
 
     def start_epoch(self, epoch: int) -> None:
         """Prepare an epoch, counted from 1."""
+
+    def prepared(self, batch: Any) -> Any:
+        """Return a batch with all that is drawn once for all of it, before it is cut among parts and processes."""
+        return batch
+
+    def parts(self, batch: Any, number: int) -> list[tuple[Any, float]]:
+        """Return a prepared batch in up to so many parts, each with the weight that its loss has in the whole one's.
+
+        Raises:
+            PluginError: When its batches can't be cut.
+        """
+        raise PluginError(f"{type(self).__name__} does not say how its batches are cut; set accumulate to 1")
+
+    def shared_loss(self, batch: Any, processes: Processes) -> Tensor:
+        """Return the loss of a prepared batch that all processes have, of which each computes its share.
+
+        The average of its gradient over processes is the gradient of the whole batch's loss.
+
+        Raises:
+            PluginError: When its batches can't be shared.
+        """
+        raise PluginError(f"{type(self).__name__} does not say how its batches are shared; train in one process")
 
     def freeze(self, module: nn.Module, but: Iterable[nn.Module | nn.Parameter] = ()) -> None:
         """Freeze a module for good: no gradients, and evaluation mode even in training (so buffers stay too).

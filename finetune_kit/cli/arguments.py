@@ -41,6 +41,10 @@ MaxLength = Annotated[int | None, typer.Option(help="Latest source events per us
 Device = Annotated[
     str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.  \\[default: auto]", show_default=False)
 ]
+Devices = Annotated[
+    int | None,
+    typer.Option(help="Processes that train together on this machine.  \\[default: 1]", show_default=False),
+]
 Precision = Annotated[str | None, typer.Option(help="32, bf16-mixed or 16-mixed.  \\[default: 32]", show_default=False)]
 Compile = Annotated[
     bool | None,
@@ -76,6 +80,7 @@ FLAGS = {
     "preset": ("run", "preset"),
     "seed": ("run", "seed"),
     "device": ("run", "device"),
+    "devices": ("run", "devices"),
     "precision": ("run", "precision"),
     "compile": ("run", "compile"),
     "deterministic": ("run", "deterministic"),
@@ -165,23 +170,28 @@ def replacing(folder: Path, *, overwrite: bool) -> Iterator[None]:
     """With --overwrite, put what stands in a run's folder aside; it comes back if the block fails, and goes if not.
 
     It stays aside when the block is interrupted, killed, or finds the disk full, until --resume has gone on to the end.
+    Of several processes the first does so.
     """
     import shutil
 
-    aside = folder.with_name(f".{folder.name}.replaced")
-    if overwrite and folder.exists():
+    from finetune_kit.processes import here
+
+    def put_aside() -> None:
         if aside.exists():  # an earlier --overwrite was interrupted: what stands in the folder is not finished
             shutil.rmtree(folder)
         else:
             folder.rename(aside)
+
+    aside = folder.with_name(f".{folder.name}.replaced")
+    here().alone(lambda: put_aside() if overwrite and folder.exists() else None)
     try:
         yield
     except Exception as error:
-        if overwrite and aside.exists() and not isinstance(error, StorageError):
+        if overwrite and here().is_first and aside.exists() and not isinstance(error, StorageError):
             shutil.rmtree(folder, ignore_errors=True)
             aside.rename(folder)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    here().alone(lambda: shutil.rmtree(aside, ignore_errors=True))
 
 
 def refuse_taken(

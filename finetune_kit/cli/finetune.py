@@ -10,8 +10,10 @@ import typer
 from finetune_kit.cli import arguments as arg
 from finetune_kit.cli.origin import Origin
 from finetune_kit.cli.result import print_result
-from finetune_kit.cli.runner import is_finished, needs_base, print_plan, runner_of
+from finetune_kit.cli.runner import is_finished, needs_base, print_plan, run_folder, runner_of
+from finetune_kit.cli.launch import train_in_several
 from finetune_kit.errors import OptionError
+from finetune_kit.processes import here
 
 
 def finetune(
@@ -36,6 +38,7 @@ def finetune(
     batch_size: arg.BatchSize = None,
     learning_rate: arg.LearningRate = None,
     device: arg.Device = None,
+    devices: arg.Devices = None,
     precision: arg.Precision = None,
     compile: arg.Compile = None,
     deterministic: arg.Deterministic = None,
@@ -60,6 +63,7 @@ def finetune(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "device": device,
+        "devices": devices,
         "precision": precision,
         "compile": compile,
         "deterministic": deterministic,
@@ -70,6 +74,8 @@ def finetune(
 
     origin = Origin.read(from_, has_other_data=data is not None)
     sections = origin.completed(arg.read_sections(config, set_, flags))
+    if not dry_run and train_in_several(sections):
+        return
     with runner_of(sections, resume=resume, dry_run=dry_run) as runner:
         growth = origin.growth(runner, from_data)
         origin.keep_parts(runner, growth)
@@ -80,10 +86,11 @@ def finetune(
             print_plan(runner, base if growth is None else None, json)
             return
         origin.refuse_as_output(output, runner)
-        folder = arg.run_folder(runner.config, runner.dataset.name, output, resume=resume, overwrite=overwrite)
+        folder = run_folder(runner, output, resume=resume, overwrite=overwrite)
         runner.refuse_early()
         if not is_finished(folder, runner, resume):
             run = origin.run_that_goes_on(runner, growth)
             with arg.replacing(folder, overwrite=overwrite):
                 runner.finetune(folder, *origin.start(base, growth, run, folder.parent / "pretrained"))
-        print_result(folder, json)
+        if here().is_first:
+            print_result(folder, json)

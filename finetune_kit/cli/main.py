@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import signal
 import sys
 from traceback import walk_tb
@@ -30,7 +29,10 @@ from finetune_kit.cli import (
     sweep,
     train,
 )
+from finetune_kit.cli.going_on import command_to_go_on
+from finetune_kit.cli.launch import LOST, is_first_to_tell, is_ours
 from finetune_kit.memory import ANYWHERE, is_out_of_memory, out_of_memory
+from finetune_kit.processes import is_lost
 
 app = typer.Typer(
     name="ftkit",
@@ -83,69 +85,74 @@ def options(
         os.environ["FTKIT_PLUGINS"] = ""  # so that processes started from here leave them out too
 
 
-_STATE = {"traceback": False, "signal": int(signal.SIGINT)}
+_STATE = {"traceback": False}
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
     from finetune_kit.errors import FinetuneKitError, StorageError, one_line
     from finetune_kit.foreign import visible
+    from finetune_kit.interruption import Interrupted
 
     before = signal.signal(signal.SIGTERM, _terminate)
-    _STATE["signal"] = int(signal.SIGINT)
+    Interrupted.last = signal.SIGINT
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    code, text = 0, ""
     try:
         code = app(standalone_mode=False) or 0
     except FinetuneKitError as error:
         if _STATE["traceback"]:
             raise
-        going_on = _command_to_go_on() if isinstance(error, StorageError) else ""
-        print(f"ftkit: {error}{going_on and f', then go on with: {going_on}'}", file=sys.stderr)
-        code = 2
+        going_on = command_to_go_on() if isinstance(error, StorageError) else ""
+        code, text = 2, f"{error}{going_on and f', then go on with: {going_on}'}"
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except OSError as error:  # a full disk, a folder that can't be written
         if _STATE["traceback"]:
             raise
         what = visible(str(error.filename or "reading or writing"))
-        print(f"ftkit: {what}: {error.strerror or one_line(error)}", file=sys.stderr)
-        code = 2
+        code, text = 2, f"{what}: {error.strerror or one_line(error)}"
     except Exception as error:
         if hasattr(error, "format_message"):
-            code = _explain_usage(error)
+            code = _explain_usage(error) if is_first_to_tell(2) else 2
+        elif is_lost(error) and not _STATE["traceback"]:
+            code, text = LOST, "another process of this job is gone, or does not answer; what was saved is good"
         elif is_out_of_memory(error) and not _STATE["traceback"]:
-            print(f"ftkit: {out_of_memory(error, 'this', ANYWHERE)}", file=sys.stderr)
-            code = 2
+            code, text = 2, str(out_of_memory(error, "this", ANYWHERE))
         elif (plugin := _plugin_at_fault(error)) and not _STATE["traceback"]:
             reason = visible(one_line(error, with_type=True))
-            print(f"ftkit: the plugin {plugin!r} failed: {reason}; ftkit --traceback shows where", file=sys.stderr)
-            code = 2
-        else:
+            code, text = 2, f"the plugin {plugin!r} failed: {reason}; ftkit --traceback shows where"
+        elif is_first_to_tell(1):
             raise
+        else:
+            code = 1
     finally:
         if before is not None:  # else a handler that was not set in Python
             signal.signal(signal.SIGTERM, before)
     if code == INTERRUPTED:
-        code, going_on = 128 + _STATE["signal"], _command_to_go_on()
-        word = "terminated" if _STATE["signal"] == signal.SIGTERM else "interrupted"
-        print(f"ftkit: {word}{going_on and f'; go on with: {going_on}'}", file=sys.stderr)
+        code, text = _interrupted()
+    is_told_by_the_parent = is_ours() and (code == LOST or code > 128)
+    if text and not is_told_by_the_parent and is_first_to_tell(code):
+        print(f"ftkit: {text}", file=sys.stderr)
     sys.exit(code)
+
+
+INTERRUPTED = 130
+
+
+def _interrupted() -> tuple[int, str]:
+    """Return exit code and what to tell where a signal ended the work."""
+    from finetune_kit.interruption import Interrupted
+
+    word, going_on = "terminated" if Interrupted.last == signal.SIGTERM else "interrupted", command_to_go_on()
+    return 128 + Interrupted.last, f"{word}{going_on and f'; go on with: {going_on}'}"
 
 
 def _terminate(number: int, frame: object) -> None:
     """End on SIGTERM as on Ctrl-C: temporary folders go, and what is done so far is saved."""
     from finetune_kit.interruption import Interrupted
 
-    _STATE["signal"] = number
     raise Interrupted(number)
-
-
-def _command_to_go_on() -> str:
-    """Return the command that goes on with the interrupted one; nothing where there is none."""
-    words = [word for word in sys.argv[1:] if word != "--overwrite"]
-    if next((word for word in words if not word.startswith("-")), "") not in GOING_ON:
-        return ""
-    return shlex.join(["ftkit", *words, *(["--resume"] if "--resume" not in words else [])])
 
 
 def _plugin_at_fault(error: Exception) -> str | None:
@@ -158,11 +165,6 @@ def _plugin_at_fault(error: Exception) -> str | None:
         if module in plugins and plugins[module].distribution != "finetune-kit":
             return plugins[module].name
     return None
-
-
-INTERRUPTED = 130
-GOING_ON = ("run", "pretrain", "finetune", "compare", "sweep")
-"""Commands that take --resume."""
 
 
 def _explain_usage(error: Any) -> int:

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune_kit.cli import arguments as arg
 from finetune_kit.cli.output import ConsoleProgress, print_json, stdout
 from finetune_kit.errors import OptionError
+from finetune_kit.progress import Progress
 
 if TYPE_CHECKING:
     from finetune_kit.training.run import Runner
@@ -17,18 +19,30 @@ if TYPE_CHECKING:
 
 @contextmanager
 def runner_of(sections: dict[str, dict[str, Any]], *, resume: bool, dry_run: bool = False) -> Iterator[Runner]:
-    """Yield what carries a configuration through; a dry run prepares datasets in a folder that vanishes."""
+    """Yield what carries a configuration through; a dry run prepares datasets in a folder that vanishes.
+
+    In a job of several processes it is one of them, and the first alone is heard.
+    """
     from finetune_kit.config import resolve_config
     from finetune_kit.data.dataset import Dataset
     from finetune_kit.data.named import resolve_dataset
+    from finetune_kit.processes import here, leave, started_job
     from finetune_kit.training.device import make_fabric
     from finetune_kit.training.run import Runner
 
-    config = resolve_config(sections)
-    fabric = make_fabric(config.run.device, config.run.precision)
+    config, job = resolve_config(sections), started_job()
+    if job is not None and config.run.devices not in (1, job.per_machine):
+        raise OptionError(
+            f"run.devices = {config.run.devices}, but this was started as {job.per_machine} processes a machine; "
+            "leave --devices out where torchrun or srun starts them"
+        )
+    fabric = make_fabric(config.run.device, config.run.precision, job)
     with tempfile.TemporaryDirectory() as vanishing:
-        path = resolve_dataset(config.run.data, dict(config.reader), Path(vanishing) if dry_run else None)
-        yield Runner(config, Dataset.open(path), fabric, ConsoleProgress(), resume)
+        cache = Path(vanishing) if dry_run else None
+        path = here().alone(lambda: resolve_dataset(config.run.data, dict(config.reader), cache))
+        progress = ConsoleProgress() if here().is_first else Progress()
+        yield Runner(config, Dataset.open(path), fabric, progress, resume)
+        leave()
 
 
 def needs_base(runner: Runner) -> bool:
@@ -38,6 +52,14 @@ def needs_base(runner: Runner) -> bool:
     return installed().component("strategy", runner.config.run.strategy).load().needs_pretrained
 
 
+def run_folder(runner: Runner, output: Path | None, *, resume: bool, overwrite: bool) -> Path:
+    """Return the folder that a run writes to, as `arguments.run_folder` says; the first process chooses."""
+    from finetune_kit.processes import here
+
+    config, name = runner.config, runner.dataset.name
+    return here().alone(lambda: arg.run_folder(config, name, output, resume=resume, overwrite=overwrite))
+
+
 def is_finished(folder: Path, runner: Runner, resume: bool) -> bool:
     """Return whether --resume finds nothing left to do.
 
@@ -45,11 +67,15 @@ def is_finished(folder: Path, runner: Runner, resume: bool) -> bool:
         OptionError: When the folder holds a run of another configuration; every difference is named.
         CheckpointError: When a file of a finished run was changed.
     """
+    from finetune_kit.processes import here
+
+    return resume and here().alone(lambda: _is_finished(folder, runner))
+
+
+def _is_finished(folder: Path, runner: Runner) -> bool:
     from finetune_kit.checksums import refuse_changed
     from finetune_kit.config import deciding_options, differences, read_run
 
-    if not resume:
-        return False
     if not (folder / "config.toml").exists():
         runner.progress.say(f"warning: nothing to resume in {folder}; starting from the beginning")
         return False

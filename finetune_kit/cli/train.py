@@ -10,9 +10,11 @@ import typer
 from finetune_kit.cli import arguments as arg
 from finetune_kit.cli.output import print_json, stdout
 from finetune_kit.cli.result import print_result
-from finetune_kit.cli.runner import is_finished, needs_base, print_plan, refuse_other_pretraining, runner_of
+from finetune_kit.cli.runner import is_finished, needs_base, print_plan, refuse_other_pretraining, run_folder, runner_of
+from finetune_kit.cli.launch import train_in_several
 from finetune_kit.errors import OptionError
 from finetune_kit.files import read_metrics
+from finetune_kit.processes import here
 
 
 def run(
@@ -31,6 +33,7 @@ def run(
     learning_rate: arg.LearningRate = None,
     max_length: arg.MaxLength = None,
     device: arg.Device = None,
+    devices: arg.Devices = None,
     precision: arg.Precision = None,
     compile: arg.Compile = None,
     deterministic: arg.Deterministic = None,
@@ -54,6 +57,7 @@ def run(
         "learning_rate": learning_rate,
         "max_length": max_length,
         "device": device,
+        "devices": devices,
         "precision": precision,
         "compile": compile,
         "deterministic": deterministic,
@@ -61,17 +65,20 @@ def run(
     sections = arg.read_sections(config, set_, flags)
     if "strategy" not in sections.get("run", {}):
         raise OptionError("which strategy? Add --strategy NAME; `ftkit strategies` lists them")
+    if not dry_run and train_in_several(sections):
+        return
     with runner_of(sections, resume=resume, dry_run=dry_run) as runner:
         if dry_run:
             print_plan(runner, None, json)
             return
-        folder = arg.run_folder(runner.config, runner.dataset.name, output, resume=resume, overwrite=overwrite)
+        folder = run_folder(runner, output, resume=resume, overwrite=overwrite)
         runner.refuse_early()
         if not is_finished(folder, runner, resume):
             with arg.replacing(folder, overwrite=overwrite):
                 base = runner.pretrain(folder.parent / "pretrained") if needs_base(runner) else None
                 runner.finetune(folder, base)
-        print_result(folder, json)
+        if here().is_first:
+            print_result(folder, json)
 
 
 def pretrain(
@@ -84,6 +91,7 @@ def pretrain(
     ),
     max_length: arg.MaxLength = None,
     device: arg.Device = None,
+    devices: arg.Devices = None,
     precision: arg.Precision = None,
     compile: arg.Compile = None,
     deterministic: arg.Deterministic = None,
@@ -100,15 +108,20 @@ def pretrain(
         "seed": seed,
         "max_length": max_length,
         "device": device,
+        "devices": devices,
         "precision": precision,
         "compile": compile,
         "deterministic": deterministic,
     }
     sections = arg.read_sections(config, set_, flags)
+    if train_in_several(sections):
+        return
     with runner_of(sections, resume=resume) as runner:
         if resume:
-            refuse_other_pretraining(output, runner.pretrained_folder(output), runner)
+            here().alone(lambda: refuse_other_pretraining(output, runner.pretrained_folder(output), runner))
         folder = runner.pretrain(output)
+        if not here().is_first:
+            return
         metrics = read_metrics(folder)
         if json:
             print_json({"folder": str(folder), **metrics})

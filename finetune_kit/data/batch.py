@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -22,7 +22,7 @@ class _OnDevice:
         """Return a copy with every tensor on a device; itself where they are there already."""
         itself: Any = self  # a dataclass, as all that derive from this are
         parts = {field.name: getattr(self, field.name) for field in fields(itself)}
-        moved = {name: part.to(device) for name, part in parts.items() if part is not None}
+        moved = {name: part.to(device) for name, part in parts.items() if hasattr(part, "to")}
         return replace(itself, **moved) if any(moved[name] is not parts[name] for name in moved) else self
 
 
@@ -41,6 +41,10 @@ class Windows(_OnDevice):
     def __len__(self) -> int:
         """Return the number of windows."""
         return len(self.inputs)
+
+    def __getitem__(self, part: slice) -> Windows:
+        """Return some of the windows."""
+        return Windows(self.inputs[part], self.labels[part])
 
     def hide(self, hidden_item: int, share: float, noise: torch.Generator | None) -> Windows:
         """Return windows in which some items are hidden and to be guessed, at their own positions.
@@ -63,6 +67,14 @@ class Windows(_OnDevice):
         return Windows(sequence.masked_fill(is_hidden, hidden_item), sequence.masked_fill(~is_hidden, 0))
 
 
+class Share(NamedTuple):
+    """Which users of a larger batch a batch has: those from ``start`` to before ``stop``, of ``total``."""
+
+    start: int
+    stop: int
+    total: int
+
+
 @dataclass
 class Batch(_OnDevice):
     """Users and instances of the target domain.
@@ -77,6 +89,7 @@ class Batch(_OnDevice):
         negative: ``(instances, negatives)`` int64, target item ids other than the positive; width 0 in evaluation
             and for profile labels.
         source: Windows of the source domain, for strategies that learn it too; else None.
+        share: In one of several processes, which of the whole batch's users these are; None where they are all.
     """
 
     user: Tensor
@@ -85,7 +98,20 @@ class Batch(_OnDevice):
     positive: Tensor
     negative: Tensor
     source: Windows | None = None
+    share: Share | None = None
 
     def __len__(self) -> int:
         """Return the number of instances."""
         return len(self.row)
+
+    def of_users(self, part: slice) -> Batch:
+        """Return the batch of some of the users, those from ``part.start`` to before ``part.stop``."""
+        is_theirs = (self.row >= part.start) & (self.row < part.stop)
+        return replace(
+            self,
+            user=self.user[part],
+            sequence=self.sequence[part],
+            row=self.row[is_theirs] - part.start,
+            positive=self.positive[is_theirs],
+            negative=self.negative[is_theirs],
+        )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from finetune_kit.data.batch import Batch, Windows
+from finetune_kit.processes import here
 from finetune_kit.sections import Batching
 
 if TYPE_CHECKING:
@@ -105,6 +106,8 @@ def evaluation_batches(
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """Yield ``(indices, batch)`` over the given instances, ``num_users`` users a batch, in the order of users.
 
+    Several processes are dealt the batches that one would have (`Processes.dealt`).
+
     Args:
         dataset: The dataset.
         instances: Indices of target instances, ``(n,)``.
@@ -113,7 +116,7 @@ def evaluation_batches(
     """
     instances = instances[np.argsort(dataset.target.user[instances], kind="stable")]
     _, first = np.unique(dataset.target.user[instances], return_index=True)
-    for part in np.split(instances, first[num_users::num_users]):
+    for part in here().dealt(np.split(instances, first[num_users::num_users])):
         yield part, make_batch(dataset, part, max_length)
 
 

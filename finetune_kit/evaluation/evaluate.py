@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,6 +16,7 @@ from finetune_kit.evaluation.candidates import Candidates
 from finetune_kit.evaluation.metrics import rank_metrics
 from finetune_kit.evaluation.ranking import full_ranks, sampled_ranks
 from finetune_kit.evaluation.references import Scorer
+from finetune_kit.processes import here
 from finetune_kit.sections import EvaluationOptions
 
 if TYPE_CHECKING:
@@ -114,48 +115,49 @@ class Evaluator:
     def evaluate(self, strategy: Encoder, fabric: Fabric, protocols: tuple[str, ...] | None = None) -> Evaluation:
         """Return ranks, and gates where the strategy has them; leaves the strategy in evaluation mode."""
         strategy.eval()
-        choices = Choices()
 
-        def parts() -> Iterator[tuple[np.ndarray, Any, Tensor]]:
+        def parts() -> Iterator[tuple[np.ndarray, Batch, Tensor, Choices]]:
             batches = evaluation_batches(self.dataset, self.instances, self.options.batch_size, self.max_length)
             for instances, batch in batches:
                 moved = batch.to(fabric.device)
                 with fabric.autocast():
                     encoded = strategy.encode(moved)
                     scores = strategy.task.scores(encoded.vectors).float()
-                choices.add(encoded)
-                yield instances, batch, scores
+                yield instances, batch, scores, choices(encoded)
 
-        instance, user, ranks = self._rank(parts(), self.options.protocols if protocols is None else protocols)
-        return Evaluation(instance, ranks, user, **choices.joined())
+        return self._rank(parts(), self.options.protocols if protocols is None else protocols)
 
     def evaluate_scorer(self, scorer: Scorer) -> Evaluation:
         """Return the ranks that a simple ranking gives."""
         batches = evaluation_batches(self.dataset, self.instances, self.options.batch_size, self.max_length)
-        parts = ((instances, batch, scorer(batch.user.numpy())) for instances, batch in batches)
-        instance, user, ranks = self._rank(parts, self.options.protocols)
-        return Evaluation(instance, ranks, user)
+        parts = ((instances, batch, scorer(batch.user.numpy()), {}) for instances, batch in batches)
+        return self._rank(parts, self.options.protocols)
 
     def _rank(
-        self, parts: Iterator[tuple[np.ndarray, Any, Tensor]], protocols: tuple[str, ...]
-    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        instances, users = [], []
-        ranks: dict[str, list[Tensor]] = {protocol: [] for protocol in protocols}
-        for part, batch, scores in parts:
-            row, positive = batch.row.to(scores.device), batch.positive.to(scores.device)
-            if "full" in ranks:
-                row_known, item_known = self._known(batch.user.numpy())
-                known = (row_known.to(scores.device), item_known.to(scores.device))
-                ranks["full"].append(full_ranks(scores, row, positive, known).cpu())
-            if "sampled" in ranks:
-                candidates = self.candidates.of(self.dataset.target.user[part], self.dataset.target.item[part])
-                ranks["sampled"].append(
-                    sampled_ranks(scores, row, positive, torch.from_numpy(candidates).to(scores.device)).cpu()
-                )
-            instances.append(part)
-            users.append(batch.user.numpy())
-        joined = {protocol: torch.cat(values).double().numpy() for protocol, values in ranks.items()}
-        return np.concatenate(instances), np.concatenate(users), joined
+        self, parts: Iterator[tuple[np.ndarray, Batch, Tensor, Choices]], protocols: tuple[str, ...]
+    ) -> Evaluation:
+        """Return what came of all batches in their order, given those of this process."""
+        own = [
+            (part, batch.user.numpy(), self._ranks(part, batch, scores, protocols), chosen)
+            for part, batch, scores, chosen in parts
+        ]
+        instances, users, ranks, chosen = zip(*here().collected(own), strict=True)
+        joined = {name: torch.cat([part[name] for part in ranks]).double().numpy() for name in ranks[0]}
+        return Evaluation(np.concatenate(instances), joined, np.concatenate(users), **joined_choices(chosen))
+
+    def _ranks(self, part: np.ndarray, batch: Batch, scores: Tensor, protocols: tuple[str, ...]) -> dict[str, Tensor]:
+        """Return the ranks of a batch's positives by protocol, ``(instances,)`` each, on the CPU."""
+        ranks = {}
+        row, positive = batch.row.to(scores.device), batch.positive.to(scores.device)
+        if "full" in protocols:
+            row_known, item_known = self._known(batch.user.numpy())
+            known = (row_known.to(scores.device), item_known.to(scores.device))
+            ranks["full"] = full_ranks(scores, row, positive, known).cpu()
+        if "sampled" in protocols:
+            candidates = self.candidates.of(self.dataset.target.user[part], self.dataset.target.item[part])
+            drawn = torch.from_numpy(candidates).to(scores.device)
+            ranks["sampled"] = sampled_ranks(scores, row, positive, drawn).cpu()
+        return {protocol: ranks[protocol] for protocol in protocols if protocol in ranks}
 
     def _known(self, user: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return row and item, ``(pairs,)`` each, of the training items of the given users (ascending ids)."""
@@ -166,18 +168,18 @@ class Evaluator:
         return torch.from_numpy(row), torch.from_numpy(self._known_item[place])
 
 
-class Choices:
-    """Gathers, batch by batch, what was chosen for each user: gates, and what else a strategy tells of its policy."""
+Choices = dict[str, Tensor]
+"""What was chosen for each user of a batch, ``(users, blocks)`` each, on the CPU: gates, and what else is told."""
 
-    def __init__(self) -> None:
-        self._parts: dict[str, list[Tensor]] = {"gates": [], "probabilities": [], "skipped": []}
 
-    def add(self, encoded: Encoded) -> None:
-        """Note a batch's choices, ``(users, blocks)`` each, as far as there are any."""
-        for name, parts in self._parts.items():
-            if (values := getattr(encoded, name)) is not None:
-                parts.append(values.float().cpu())
+def choices(encoded: Encoded) -> Choices:
+    """Return what a strategy tells of its policy's choices, as far as there are any."""
+    told = {name: getattr(encoded, name) for name in ("gates", "probabilities", "skipped")}
+    return {name: values.float().cpu() for name, values in told.items() if values is not None}
 
-    def joined(self) -> dict[str, np.ndarray | None]:
-        """Return them by name, over all batches; None where there were none."""
-        return {name: torch.cat(parts).numpy() if parts else None for name, parts in self._parts.items()}
+
+def joined_choices(parts: Sequence[Choices]) -> dict[str, np.ndarray | None]:
+    """Return the choices of all batches by name; None where there were none."""
+    names = ("gates", "probabilities", "skipped")
+    found = {name: [part[name] for part in parts if name in part] for name in names}
+    return {name: torch.cat(values).numpy() if values else None for name, values in found.items()}

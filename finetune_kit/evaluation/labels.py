@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from finetune_kit.data.loading import evaluation_batches
-from finetune_kit.evaluation.evaluate import Choices, Encoder
+from finetune_kit.evaluation.evaluate import Encoder, choices, joined_choices
+from finetune_kit.processes import here
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -76,17 +77,16 @@ class LabelEvaluator:
     def evaluate(self, strategy: Encoder, fabric: Fabric) -> LabelEvaluation:
         """Return predictions, and gates where the strategy has them; leaves the strategy in evaluation mode."""
         strategy.eval()
-        users, actual, predicted, choices = [], [], [], Choices()
+        told = []
         for _, batch in evaluation_batches(self.dataset, self.instances, self.num_users, self.max_length):
             with fabric.autocast():
                 encoded = strategy.encode(batch.to(fabric.device))
                 scores = strategy.task.scores(encoded.vectors).float()  # (users, classes)
-            users.append(batch.user)
-            actual.append(batch.positive - 1)
-            predicted.append(scores.argmax(dim=1).cpu())
-            choices.add(encoded)
-        user, true, guessed = (torch.cat(part).numpy() for part in (users, actual, predicted))
-        return LabelEvaluation(user, true, guessed, **choices.joined())
+            predicted = scores.argmax(dim=1).cpu()
+            told.append((batch.user, batch.positive - 1, predicted, choices(encoded)))
+        *columns, chosen = zip(*here().collected(told), strict=True)
+        user, actual, predicted = (torch.cat(part).numpy() for part in columns)
+        return LabelEvaluation(user, actual, predicted, **joined_choices(chosen))
 
 
 def label_metrics(actual: np.ndarray, predicted: np.ndarray) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from finetune_kit.evaluation.evaluate import Encoder, Evaluator
 from finetune_kit.evaluation.labels import LabelEvaluator
 from finetune_kit.memory import enough_memory
 from finetune_kit.plugins import installed
+from finetune_kit.processes import here
 from finetune_kit.progress import Progress
 from finetune_kit.strategy import Strategy
 from finetune_kit.tracker import Tracker
@@ -159,8 +160,13 @@ class Experiment:
         return {"dataset": self.dataset.fingerprint, "device": self.fabric.device.type, **options}
 
     def open_folder(self, folder: Path, sections: Iterable[str]) -> list[Tracker]:
-        """Make a run folder, write the sections of the configuration that decide it, start its trackers."""
-        tables = write_config(folder, self.config, self.dataset, sections)
+        """Make a run folder, write the sections of the configuration that decide it, start its trackers.
+
+        Of several processes, the first has the trackers.
+        """
+        tables = here().alone(partial(write_config, folder, self.config, self.dataset, tuple(sections)))
+        if not here().is_first:
+            return []
         trackers = [installed().component("tracker", name).load()(folder) for name in self.config.run.trackers]
         for tracker in trackers:
             tracker.start(tables)

@@ -16,6 +16,7 @@ from finetune_kit.config import Config, to_toml
 from finetune_kit.environment import git_state, versions
 from finetune_kit.files import json_text, write_text
 from finetune_kit.foreign import one_name
+from finetune_kit.processes import here
 from finetune_kit.progress import Progress
 from finetune_kit.training.assemble import backbone_facts
 
@@ -117,10 +118,10 @@ def base_made_once(
         kind: Stands in the folder's name; nothing for a backbone that is pre-trained and no more.
     """
     folder, what = base_folder(root, config, dataset, decides, kind), f"{kind or 'pre-trained'} backbone"
-    is_there = (folder / "metrics.json").exists()
+    is_there = here().alone((folder / "metrics.json").exists)
     progress.say(f"{what}: {folder}{' (reused)' if is_there else ''}")
     if is_there:
-        refuse_changed(folder, "delete the folder, and the backbone is made again")
+        here().alone(lambda: refuse_changed(folder, "delete the folder, and the backbone is made again"))
     else:
         make(folder)
     return folder

@@ -25,6 +25,7 @@ from finetune_kit.data.labelled import for_task
 from finetune_kit.data.matched import Matched
 from finetune_kit.errors import CheckpointError, DataError
 from finetune_kit.files import read_metrics
+from finetune_kit.processes import here
 from finetune_kit.progress import Progress
 from finetune_kit.seeding import derive_seed
 from finetune_kit.strategy import Strategy
@@ -107,7 +108,7 @@ class Growth:
             self.config,
             self.new,
             self._decides_grown(base),
-            lambda folder: self._write_grown(base, folder),
+            lambda folder: here().alone(lambda: self._write_grown(base, folder)),
             self.progress,
             kind="grown",
         )

@@ -6,26 +6,26 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.precision import Precision
-from lightning_fabric.strategies import SingleDeviceStrategy
 from torch import Tensor
 
 from finetune_kit.config import differences
 from finetune_kit.environment import versions
 from finetune_kit.interruption import Shield
 from finetune_kit.memory import enough_memory
+from finetune_kit.processes import here
 from finetune_kit.progress import Progress
 from finetune_kit.sections import Optimizer
 from finetune_kit.seeding import derive_seed
 from finetune_kit.tables import gradients_by_row
 from finetune_kit.trainable import Trainable
 from finetune_kit.training.compilation import compile_blocks
-from finetune_kit.training.guard import Guard
+from finetune_kit.training.guard import LOOK_EVERY, Guard
 from finetune_kit.training.optimizer import make_optimizer
 from finetune_kit.training.state import (
     Begun,
@@ -35,6 +35,7 @@ from finetune_kit.training.state import (
     set_random_states,
     write_state,
 )
+from finetune_kit.training.step import Step
 
 TRAIN_ON_LESS = {
     "pretrain": "lower pretrain.batch_size or data.max_length, or set pretrain.loss=sampled-softmax",
@@ -82,6 +83,7 @@ class Loop:
         stage: ``"pretrain"`` or ``"finetune"``; names the progress bar and seeds the shuffling.
         learning_rate: Of Adam.
         weight_decay: Of Adam (L2).
+        accumulate: Parts that a step's batch is computed in, one after the other.
         optimizer: ``"adam"`` or ``"lazy-adam"``, for which tables have sparse gradients.
         epochs: At most so many.
         patience: Stop after so many epochs without a better value, those of the module's schedule not counted; 0 never
@@ -107,6 +109,7 @@ class Loop:
     patience: int
     monitor: str
     weight_decay: float = 0.0
+    accumulate: int = 1
     optimizer: Optimizer = "adam"
     lower_is_better: bool = False
     compile: bool = False
@@ -145,9 +148,8 @@ class Loop:
         trained = [parameter for parameter in self.module.parameters() if self.module.trains(parameter)]
         options = self.learning_rate, self.weight_decay, self.fabric.device
         self._adam = make_optimizer(self.optimizer, trained, *options)
-        module, optimizer = self.fabric.setup(self.module, self._adam)
-        if isinstance(self.fabric.strategy, SingleDeviceStrategy) and type(self._precision) is Precision:
-            module = self.module  # in one process and in float32 the wrapper does nothing, and takes its time for it
+        is_lazy = self.optimizer == "lazy-adam"
+        step = Step(self.module, self._adam, self.fabric, accumulate=self.accumulate, by_row=is_lazy)
         if self.epochs <= self.module.schedule_epochs:
             self.progress.say(
                 f"warning: {self.stage}.epochs = {self.epochs}, but everything trains only after "
@@ -158,20 +160,21 @@ class Loop:
             self._load()
         self.begin(self._fitted.history)
         with (
-            gradients_by_row(self.module, self.optimizer == "lazy-adam"),
+            gradients_by_row(self.module, is_lazy),
             self.progress.stage(self.stage, self.epochs * batches.num_batches()) as advance,
-            Shield() as shield,
+            Shield(is_shared=here().size > 1) as shield,
         ):
             try:
                 for epoch in range(len(self._fitted.history) + 1, self.epochs + 1):
                     if self._is_exhausted(epoch, self._fitted):
                         break
                     with enough_memory(self.stage, TRAIN_ON_LESS[self.stage]):
-                        self._train_epoch(module, optimizer, batches, epoch, shield, advance)
+                        self._train_epoch(step, batches, epoch, shield, advance)
                     self._finish_epoch(epoch, evaluate, shield)
                     with shield.whole():
                         self.observe(self._fitted.history[-1])
                     self._save()
+                    self._heed(shield)
             except KeyboardInterrupt:
                 if not shield.is_torn:
                     self._save()
@@ -182,8 +185,7 @@ class Loop:
 
     def _train_epoch(
         self,
-        module: Any,
-        optimizer: Any,
+        one_step: Step,
         batches: Batches,
         epoch: int,
         shield: Shield,
@@ -200,20 +202,28 @@ class Loop:
         for step, batch in enumerate(batches.epoch(generator), start=1):
             if step > done:  # else it was trained on before an interruption, and is drawn again for what follows
                 with shield.whole():
-                    loss = module(batch.to(self.fabric.device))
-                    self.fabric.backward(loss)
+                    loss = one_step.gradients(batch)
                     guard.see(loss, self.module.parameters(), batch)
-                    optimizer.step()
+                    one_step.optimizer.step()
                     for parameter in self.module.parameters():
                         parameter.grad = None  # in a step of a small head, `zero_grad` takes longer than it should
-                    begun.loss += loss.detach()
+                    begun.loss += loss
                     begun.steps, begun.seconds = step, time.perf_counter() - started
                     fitted.num_instances += len(batch)
-                if self.save_minutes and time.monotonic() - self._saved >= 60 * self.save_minutes:
-                    self._save()
+                if here().size == 1 or self.fabric.device.type == "cpu" or step % LOOK_EVERY == 0:
+                    self._heed(shield)
             advance(1, f"epoch {epoch} {best}")
         guard.look()
         begun.seconds = time.perf_counter() - started
+
+    def _heed(self, shield: Shield) -> None:
+        """Between two steps, the same two in all processes: save if it is time, and stop if any was told to."""
+        is_due = self.save_minutes > 0 and time.monotonic() - self._saved >= 60 * self.save_minutes
+        is_due, number = here().largest(int(is_due), shield.waiting)
+        if is_due:
+            self._save()
+        if number:
+            shield.act(number)
 
     def _guard(self, epoch: int, num_steps: int) -> Guard:
         has_scaler = getattr(self._precision, "scaler", None) is not None
@@ -222,7 +232,8 @@ class Loop:
     def _start_epoch(self, epoch: int) -> torch.Generator:
         """Bring module and generators to an epoch's beginning, or to where it was left; return what draws batches."""
         # The global generators serve dropout alone; everything that must be equal across devices has its own.
-        torch.manual_seed(derive_seed(self.seed, self.stage, "dropout", epoch))
+        own = [here().rank] if here().rank else []  # other users, other dropout
+        torch.manual_seed(derive_seed(self.seed, self.stage, "dropout", epoch, *own))
         state = None if self._begun is None else self.module.trained_state()
         state = state and {name: tensor.clone() for name, tensor in state.items()}
         self.module.start_epoch(epoch)
@@ -232,6 +243,8 @@ class Loop:
         else:
             self.module.load_trained_state(state or {})  # a schedule may change weights at an epoch's beginning
             set_random_states(self.module, self.fabric.device, self._begun.random)
+            if own:  # they are the first's
+                torch.manual_seed(derive_seed(self.seed, self.stage, "dropout", epoch, *own, self._begun.steps))
             self._begun.random = {}
         return torch.Generator().manual_seed(derive_seed(self.seed, self.stage, "batches", epoch))
 
@@ -268,6 +281,10 @@ class Loop:
             self._watch.look()  # nothing takes the place of the last good state before it was looked at
         if self.checkpoint is None or (begun and not math.isfinite(begun.loss.item())):
             return  # the state that is there is the last good one
+        here().alone(partial(self._write, self.checkpoint, begun))
+        self._saved = time.monotonic()
+
+    def _write(self, checkpoint: Path, begun: Begun | None) -> None:
         parts = {"now": self.module.trained_state(), "best": self._best, "adam": {}, "random": {}, "epoch": {}}
         for index, moments in self._adam.state_dict()["state"].items():
             parts["adam"] |= {f"{index}/{name}": torch.as_tensor(moment) for name, moment in moments.items()}
@@ -281,8 +298,7 @@ class Loop:
             parts["random"] = begun.random or random_states(self.module, self.fabric.device)
             parts["epoch"] = {"loss": begun.loss}
             facts["begun"] = {"steps": begun.steps, "seconds": begun.seconds}
-        write_state(self.checkpoint, parts, facts)
-        self._saved = time.monotonic()
+        write_state(checkpoint, parts, facts)
 
     def _load(self) -> None:
         """Load what `_save` wrote."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,12 +15,35 @@ from finetune_kit import losses
 from finetune_kit.backbone import Backbone
 from finetune_kit.data.batch import Windows
 from finetune_kit.errors import DataError
+from finetune_kit.processes import Processes, slices
 from finetune_kit.seeding import derive_seed, generator
 from finetune_kit.tables import OutputLayer
 from finetune_kit.trainable import Trainable
 
 if TYPE_CHECKING:
     from finetune_kit.data.dataset import Dataset
+
+
+@dataclass
+class Guesses(Windows):
+    """Windows in which everything is drawn that their loss needs.
+
+    Args:
+        drawn: ``(draws,)``, the items that are negatives to all labels, from 0; None without a sampled loss.
+        log_share: ``(draws,)``, log Q of each.
+    """
+
+    drawn: Tensor | None = None
+    log_share: Tensor | None = None
+
+    def __getitem__(self, part: slice) -> Guesses:
+        """Return some of the windows, with all that was drawn."""
+        return replace(self, inputs=self.inputs[part], labels=self.labels[part])
+
+    @property
+    def num_labels(self) -> int:
+        """How many positions have a label."""
+        return int((self.labels != 0).sum())
 
 
 class NextItem(Trainable):
@@ -54,8 +77,26 @@ class NextItem(Trainable):
 
     def forward(self, batch: Windows) -> Tensor:
         """Return the mean of −log p(x_t | x_1 … x_{t−1}) over positions with a label (Eq. 5), nats per item."""
-        batch = self.backbone.source_task(batch, self._hiding if self.training else None)
-        return self.sampled_loss(batch) if self._num_negatives and self.training else self.exact_loss(batch)
+        guesses = batch if isinstance(batch, Guesses) else self.prepared(batch)
+        return self.exact_loss(guesses) if guesses.drawn is None else self._sampled_loss(guesses)
+
+    def prepared(self, batch: Windows) -> Guesses:
+        """Return windows with what is to be guessed, and with the items drawn for the loss."""
+        asked = self.backbone.source_task(batch, self._hiding if self.training else None)
+        return self._with_negatives(asked) if self._num_negatives and self.training else _as_guesses(asked)
+
+    def parts(self, batch: Guesses, number: int) -> list[tuple[Guesses, float]]:
+        """Return windows in up to so many parts, each with its share of the labels."""
+        cut = [batch[part] for part in slices(len(batch), min(number, len(batch)))]
+        weighed = [(part, part.num_labels / batch.num_labels) for part in cut]
+        return [(part, weight) for part, weight in weighed if weight]
+
+    def shared_loss(self, batch: Guesses, processes: Processes) -> Tensor:
+        """Return this process's windows' loss, weighted so that the average over processes is the loss of all."""
+        own = batch[processes.shares(len(batch))[processes.rank]]
+        if not own.num_labels:
+            return 0.0 * self.output.bias.sum()  # nothing to learn from, but the others wait for a gradient
+        return self(own) * (processes.size * own.num_labels / batch.num_labels)
 
     def exact_loss(self, batch: Windows) -> Tensor:
         """Return the loss over all items, some positions at a time."""
@@ -67,9 +108,21 @@ class NextItem(Trainable):
         The partition sum is estimated without bias: ``exp o_y + Σ_{drawn j ≠ y} exp(o_j) / (m Q_j)`` (importance
         sampling, Bengio & Senécal, 2008); with many draws the loss is the exact one.
         """
+        return self._sampled_loss(self._with_negatives(batch))
+
+    def _with_negatives(self, batch: Windows) -> Guesses:
+        """Return windows with the items that are drawn for them."""
         assert self._negatives is not None, "the sampled loss needs the items' frequencies"
+        device = batch.inputs.device
+        drawn, log_share = (part.to(device) for part in self._negatives.draw(self._num_negatives, self._noise))
+        return Guesses(batch.inputs, batch.labels, drawn, log_share)
+
+    def _sampled_loss(self, batch: Guesses) -> Tensor:
+        """Return the loss over the labels and the items drawn."""
+        drawn, log_share = batch.drawn, batch.log_share
+        assert drawn is not None
+        assert log_share is not None
         hidden, labels = self._labelled(batch)
-        drawn, log_share = (part.to(hidden.device) for part in self._negatives.draw(self._num_negatives, self._noise))
         # One look-up for both: where gradients are dense, each would have one as large as W.
         weight, bias = self.output.rows(torch.cat([labels, drawn]))
         positive = (hidden * weight[: len(labels)]).sum(dim=1) + bias[: len(labels)]
@@ -84,6 +137,10 @@ class NextItem(Trainable):
         hidden = self.backbone(batch.inputs)  # (windows, length, dim)
         has_label = batch.labels != 0
         return hidden[has_label].float(), batch.labels[has_label] - 1
+
+
+def _as_guesses(windows: Windows) -> Guesses:
+    return Guesses(windows.inputs, windows.labels)
 
 
 class Lottery:

@@ -20,6 +20,7 @@ from finetune_kit.data.loading import SourceWindows, TargetBatches
 from finetune_kit.data.split import Split
 from finetune_kit.files import read_metrics, write_table
 from finetune_kit.memory import enough_memory
+from finetune_kit.processes import here
 from finetune_kit.seeding import seeded
 from finetune_kit.strategy import Strategy
 from finetune_kit.tracker import Tracker
@@ -29,7 +30,7 @@ from finetune_kit.training.experiment import EVALUATE_LESS, Experiment
 from finetune_kit.training.folders import BASE_SECTIONS, finish_folder, save_base
 from finetune_kit.training.leading import LeadingStages
 from finetune_kit.training.loop import Fitted, Loop
-from finetune_kit.training.measure import measure
+from finetune_kit.training.measure import Measured, measure
 from finetune_kit.training.pretrain import NextItem, hold_out, with_next_item
 
 
@@ -56,6 +57,7 @@ class Pretraining:
             experiment.fabric,
             "pretrain",
             learning_rate=options.learning_rate,
+            accumulate=options.accumulate,
             optimizer=options.optimizer,
             epochs=options.epochs,
             patience=options.patience,
@@ -71,7 +73,7 @@ class Pretraining:
             progress=experiment.progress,
         )
         fitted = loop.fit(train, lambda: {"valid_loss": self._held_out_loss(model, valid)}, resume=experiment.resume)
-        digest = save_base(self.folder, config, dataset, model.trained_state())
+        digest = here().alone(lambda: save_base(self.folder, config, dataset, model.trained_state()))
         best = fitted.history[fitted.best_epoch - 1]
         metrics = {
             "backbone": config.run.backbone,
@@ -86,7 +88,7 @@ class Pretraining:
             "machine": machine_facts(experiment.fabric.device, config.run.deterministic),
             "hash": digest,
         }
-        _close_folder(self.folder, metrics, fitted, trackers)
+        here().alone(lambda: _close_folder(self.folder, metrics, fitted, trackers))
 
     def _model(self) -> NextItem:
         experiment, options = self.experiment, self.experiment.config.pretrain
@@ -101,12 +103,15 @@ class Pretraining:
     def _held_out_loss(self, model: NextItem, valid: SourceWindows) -> float:
         """Return the exact loss on held-out users, nats per item."""
         model.eval()
-        total, count = 0.0, 0
-        for windows in valid.epoch():
+        sums = []
+        for windows in here().dealt(valid.epoch()):
             moved = windows.to(self.experiment.fabric.device)
             labels = int((moved.labels != 0).sum())
             with self.experiment.fabric.autocast():
-                total += model.exact_loss(moved).item() * labels
+                sums.append((model.exact_loss(moved).item() * labels, labels))
+        total, count = 0.0, 0
+        for nats, labels in here().collected(sums):
+            total += nats
             count += labels
         return total / count
 
@@ -144,7 +149,7 @@ class Finetuning:
             strategy.load_trained_state(self.start.state)
         trackers = experiment.open_folder(self.folder, SECTIONS)
         if experiment.earlier is not None:
-            experiment.earlier.write(self.folder)
+            here().alone(partial(experiment.earlier.write, self.folder))
         with self._keeping(strategy):
             return self._carry_out(strategy, parts, trackers)
 
@@ -161,7 +166,7 @@ class Finetuning:
         }
         if self.start is not None:
             facts["about"] = dict(self.start.about)
-        save_model(self.folder, strategy.trained_state(), facts)
+        here().alone(lambda: save_model(self.folder, strategy.trained_state(), facts))
         started = time.perf_counter()
         with enough_memory("evaluation", EVALUATE_LESS):
             measured = measure(experiment, strategy)
@@ -189,9 +194,12 @@ class Finetuning:
             "instances_per_second": fitted.num_instances / fitted.training_seconds,
             "machine": machine_facts(experiment.fabric.device, config.run.deterministic),
         }
+        here().alone(lambda: self._close(measured, metrics, fitted, trackers))
+        return metrics
+
+    def _close(self, measured: Measured, metrics: dict[str, Any], fitted: Fitted, trackers: list[Tracker]) -> None:
         measured.write(self.folder)
         _close_folder(self.folder, metrics, fitted, trackers)
-        return metrics
 
     def _keeping(self, strategy: Strategy) -> AbstractContextManager[Any]:
         """Return within what the strategy is told what its still stages make of users, if that is asked for."""
@@ -200,7 +208,8 @@ class Finetuning:
             return nullcontext()
         sequences = partial(dataset.sequences, max_length=self.experiment.config.data.max_length)
         users = np.unique(dataset.target.user)
-        return LeadingStages(strategy, users, sequences, options.cache_memory, self.folder / "last" / "leading.bin")
+        name = f"leading-{here().rank}.bin" if here().rank else "leading.bin"  # each process has its own
+        return LeadingStages(strategy, users, sequences, options.cache_memory, self.folder / "last" / name)
 
     def _fit(self, strategy: Strategy, parts: Split, trackers: list[Tracker]) -> Fitted:
         experiment, options = self.experiment, self.experiment.config.finetune
@@ -209,6 +218,7 @@ class Finetuning:
             experiment.fabric,
             "finetune",
             learning_rate=options.learning_rate,
+            accumulate=options.accumulate,
             optimizer=options.optimizer,
             weight_decay=options.weight_decay,
             epochs=options.epochs,

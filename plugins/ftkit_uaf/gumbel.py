@@ -63,7 +63,7 @@ def choose_actions(strategy: Strategy, batch: Batch, log_probabilities: Tensor, 
         temperature: τ > 0.
     """
     if strategy.training:
-        uniform = torch.rand(log_probabilities.shape, generator=strategy.noise).to(log_probabilities.device)
+        uniform = strategy.draw(batch, *log_probabilities.shape[1:])
         return gumbel_softmax(log_probabilities, uniform, temperature)
     if strategy.options.evaluation == "expected":
         return log_probabilities.softmax(dim=-1)

@@ -90,7 +90,8 @@ class UafRl(Strategy):
     def encode(self, batch: Batch) -> Encoded:
         """Return user vectors ``(users, dim)`` with each user's actions applied (Eq. 6)."""
         probabilities = self.policy(batch.sequence).softmax(dim=-1)[..., 0]  # (users, blocks)
-        gates = self._train_gates(probabilities) if self.training else self._evaluation_gates(batch, probabilities)
+        choose = self._train_gates if self.training else self._evaluation_gates
+        gates = choose(batch, probabilities)
         vectors = self.backbone.user_vectors(batch.sequence, gates, pooling=self.pooling)
         return Encoded(vectors, gates, probabilities)
 
@@ -119,11 +120,10 @@ class UafRl(Strategy):
         is_hit = self.task.ranks(vectors, batch, candidates) <= self.task.hit_rank
         return reward(actions[batch.row], is_hit, self.options.gamma, self.options.reward)
 
-    def _train_gates(self, probabilities: Tensor) -> Tensor:
+    def _train_gates(self, batch: Batch, probabilities: Tensor) -> Tensor:
         if not self.is_exploring:
             return _greedy(probabilities)
-        uniform = torch.rand(probabilities.shape, generator=self.noise).to(probabilities.device)
-        return (uniform < probabilities).to(probabilities.dtype)
+        return (self.draw(batch, probabilities.shape[1]) < probabilities).to(probabilities.dtype)
 
     def _evaluation_gates(self, batch: Batch, probabilities: Tensor) -> Tensor:
         if self.options.evaluation == "expected":
