@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from finetune_kit.cli.output import print_json, stdout, warn
 from finetune_kit.cli.partition_view import PartitionView
 from finetune_kit.cli.recommend import Asked, told, warn_of_doubts, warn_of_strangers
+from finetune_kit.data.remote import is_address, without_secrets
 from finetune_kit.errors import OptionError
 from finetune_kit.recommendation.file import Totals
 from finetune_kit.recommendation.folder import recommend_partitions
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
 def recommend_folder(asked: Asked, num_workers: int | None, ray: str | None) -> None:
     """Score the partitions that are not done yet, and say what all of them came to."""
-    source = find_input(asked.input)
     _refuse_file(asked)
+    source = find_input(asked.input)
     run, recommender = asked.load()
     _protect(asked.output, source, run)
     job = _job(asked, source, run)
@@ -46,7 +47,7 @@ def recommend_folder(asked: Asked, num_workers: int | None, ray: str | None) -> 
     with PartitionView(tasks, len(kept)) as view, _crew(num_workers, ray, job.device) as (workers, alone):
         made = recommend_partitions(job, tasks, workers, alone, owners, view)
     receipts.end([*kept.values(), *made])
-    _report(asked, recommender, kept, made, view.seconds)
+    _report(asked, source, recommender, kept, made, view.seconds)
     _warn_of_more(asked, source)
 
 
@@ -54,9 +55,13 @@ def _refuse_file(asked: Asked) -> None:
     """Raise where the output is meant to be one file."""
     if asked.output.name.removesuffix(".gz").endswith(tuple(KINDS)):
         raise OptionError(
-            f"--input {asked.input!r} is {'a folder' if Path(asked.input).is_dir() else 'a pattern'}; name one file in "
-            f"it, or for --output a folder: {str(asked.output)!r} ends as a file does"
+            f"--input {without_secrets(asked.input)!r} is {_kind(asked.input)}; name one file in it, or for --output a "
+            f"folder: {str(asked.output)!r} ends as a file does"
         )
+
+
+def _kind(text: str) -> str:
+    return "an address" if is_address(text) else "a folder" if Path(text).is_dir() else "a pattern"
 
 
 def _protect(output: Path, source: Input, run: Run) -> None:
@@ -128,12 +133,17 @@ def _crew(num_workers: int | None, ray: str | None, device: str) -> Iterator[tup
 
 
 def _report(
-    asked: Asked, recommender: Recommender, kept: Mapping[str, Receipt], made: list[Receipt], seconds: float
+    asked: Asked,
+    source: Input,
+    recommender: Recommender,
+    kept: Mapping[str, Receipt],
+    made: list[Receipt],
+    seconds: float,
 ) -> None:
     """Print what all partitions came to; how fast it was is of those that were scored now."""
     totals = Totals.sum(receipt.totals for receipt in (*kept.values(), *made))
     rate = sum(receipt.totals.users for receipt in made) / max(seconds, 1e-9)
-    warn_of_strangers(totals, asked.input, asked.columns.item or asked.columns.items or "item")
+    warn_of_strangers(totals, source.text, asked.columns.item or asked.columns.items or "item")
     if asked.json:
         counts = {"partitions": len(kept) + len(made), "partitions_before": len(kept)}
         facts = {"output": str(asked.output), "manifest": str(asked.output / MANIFEST), "top": recommender.top}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from functools import partial
-from typing import Protocol
+from typing import Protocol, cast
 
 from finetune_kit.errors import FinetuneKitError, StorageError
 from finetune_kit.recommendation.job import Job, NoRoom, Task, prepare
@@ -56,17 +57,18 @@ def recommend_partitions(
     for number in range(TRIES):
         is_last = number == TRIES - 1
         lost: list[Task] = []
-        crew = alone if is_last else workers
-        for outcome in crew.carry_out(partial(prepare, job), left, watcher.scored):
-            if outcome.is_lost and not is_last:
-                watcher.lost(outcome.task, outcome.fault)
-                lost.append(outcome.task)
-            elif outcome.fault:
-                watcher.failed(outcome.task, outcome.fault)
-                faults.append(outcome)
-            else:
-                receipts.append(_receipt(outcome, owners))
-                watcher.finished(outcome.task, outcome.result)
+        outcomes = (alone if is_last else workers).carry_out(partial(prepare, job), left, watcher.scored)
+        with closing(cast("Generator[Outcome, None, None]", outcomes)):  # workers end, however this does
+            for outcome in outcomes:
+                if outcome.is_lost and not is_last:
+                    watcher.lost(outcome.task, outcome.fault)
+                    lost.append(outcome.task)
+                elif outcome.fault:
+                    watcher.failed(outcome.task, outcome.fault)
+                    faults.append(outcome)
+                else:
+                    receipts.append(_receipt(outcome, owners))
+                    watcher.finished(outcome.task, outcome.result)
         left = lost
     if faults:
         where = next((fault.where for fault in faults if fault.where), "")

@@ -1,5 +1,4 @@
 import csv
-import errno
 import functools
 import json
 import os
@@ -20,6 +19,7 @@ from finetune_kit.cli import main as module
 from finetune_kit.cli import partitions
 from finetune_kit.cli import recommend as command
 from finetune_kit.data.dataset import Dataset
+from finetune_kit.errors import StorageError
 from finetune_kit.recommendation import folder as scoring
 from finetune_kit.recommendation import job as of_worker
 from finetune_kit.recommendation import recommender
@@ -359,14 +359,25 @@ def test_an_interrupted_one_leaves_whole_partitions_alone(recommend, monkeypatch
 
 def test_a_full_disk_ends_the_job(recommend, monkeypatch):
     write_all()
+    begun = []
 
-    def full(*arguments):
-        raise OSError(errno.ENOSPC, "no room")
+    def full(recommender, layout, *_):
+        begun.append(layout.path.name)
+        if len(begun) == 2:
+            raise StorageError("out can't be written: no room; make room")
+        return recommends(recommender, layout, *_)
 
-    monkeypatch.setattr("finetune_kit.files._flush", full)
+    recommends = of_worker.recommend_file
+    monkeypatch.setattr(of_worker, "recommend_file", full)
     done = recommend()
-    assert done.code == 2
-    monkeypatch.undo()
+    assert (done.code, len(begun), len(files())) == (2, 2, 1)
+    assert done.err == "ftkit: out can't be written: no room; make room, then go on with the same command\n"
+    assert "1 of them done before" in recommend().out
+
+
+def test_the_password_of_an_address_is_not_shown(recommend):
+    done = recommend(source="s3://ann:hunter2@bucket/x", output="out.csv")
+    assert done.err.startswith("ftkit: --input 's3://bucket/x' is an address; name one file in it, or for --output a f")
 
 
 @pytest.mark.parametrize(
