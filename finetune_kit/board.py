@@ -36,5 +36,8 @@ class Board:
             note: What came of it.
         """
 
+    def best(self, text: str) -> None:
+        """Tell what has done best so far."""
+
     def close(self) -> None:
         """Tell that nothing follows."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from finetune_kit.board import Board
 from finetune_kit.cli.output import stderr, warn
 from finetune_kit.foreign import visible
+from finetune_kit.progress import duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -34,6 +35,7 @@ class ConsoleBoard(Board):
         self._begun: dict[int, float] = {}
         self._total = self._done = self._before = self._failed = 0
         self._started = time.monotonic()
+        self._best = ""
 
     def begin(self, total: int, finished: int = 0) -> None:
         """Show the line on all."""
@@ -53,7 +55,9 @@ class ConsoleBoard(Board):
 
     def start(self, number: int, title: str) -> None:
         """Add a row."""
-        self._begun[number] = time.monotonic()
+        now = self._begun[number] = time.monotonic()
+        if not self._done and len(self._begun) == 1:
+            self._started = now  # not while workers got ready
         if self._bars is not None:
             self._rows[number] = self._bars.add_task(visible(title), total=None, note="")
         self._tell_all()
@@ -89,6 +93,11 @@ class ConsoleBoard(Board):
             self._console.print(", ".join(filter(None, (f"{count} {title}: {note or took}", note and took, told))))
         self._tell_all()
 
+    def best(self, text: str) -> None:
+        """Show it in the line on all."""
+        self._best = text
+        self._tell_all()
+
     def close(self) -> None:
         """Take all rows away."""
         if self._bars is not None:
@@ -116,9 +125,9 @@ class ConsoleBoard(Board):
         if self._bars is None:
             return
         left = self._total - self._before - self._done
-        counts = {"running": len(self._begun), "failed": self._failed, "to go": left - len(self._begun)}
-        note = ", ".join(f"{count} {word}" for word, count in counts.items() if count > 0)
-        note = ", ".join(filter(None, (note, self._to_go())))
+        counts = {"running": len(self._begun), "failed": self._failed, "waiting": left - len(self._begun)}
+        note = ", ".join(f"{count} {word}" for word, count in counts.items() if count > 0 and self._begun)
+        note = ", ".join(filter(None, (note or ("starting" if left else ""), self._to_go(), self._best)))
         done = self._before + self._done
         text = f"{done} of {self._total} {self._unit}"
         self._bars.update(self._all, description=text, completed=done, note=note)
@@ -133,10 +142,3 @@ class ConsoleBoard(Board):
             warn(text)
         else:  # another console would write over the rows
             self._console.print(f"warning: {visible(text)}", style="yellow")
-
-
-def duration(seconds: float) -> str:
-    """Return seconds in words."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -18,7 +18,7 @@ from finetune_kit.data.dataset import Dataset
 from finetune_kit.errors import FinetuneKitError, OptionError, StorageError, one_line
 from finetune_kit.files import write_text
 from finetune_kit.plugins import installed
-from finetune_kit.progress import Progress
+from finetune_kit.progress import Progress, duration
 from finetune_kit.training.run import Runner
 
 ERROR = "error.txt"
@@ -86,7 +86,7 @@ class Execution:
 
     def carry_out(self) -> dict[Path, str]:
         """Run what is not there yet, seed by seed; return why runs failed, by folder. They don't stop the others."""
-        failures, clock = {}, Clock(sum(not self.is_finished(cell) for cell in self.cells))
+        failures, clock = {}, _Clock(sum(not self.is_finished(cell) for cell in self.cells))
         for number, cell in enumerate(self.in_order(), start=1):
             title = f"{number}/{len(self.cells)} {self.title(cell)}"
             if self.is_finished(cell):
@@ -144,7 +144,7 @@ def note_fault(folder: Path, fault: str, where: str) -> str:
 
 
 @dataclass
-class Clock:
+class _Clock:
     """Tells how long a run took, and how long the others may take."""
 
     left: int
@@ -153,19 +153,11 @@ class Clock:
     last: float = field(default_factory=time.perf_counter)
 
     def tick(self) -> str:
-        """Return how long a run took that has just ended, and how long the others may take."""
         now = time.perf_counter()
         took, self.last = now - self.last, now
         self.left, self.done = self.left - 1, self.done + 1
         rest = self.left * (now - self.started) / self.done
         return duration(took) + (f", about {duration(rest)} to go" if self.left else "")
-
-
-def duration(seconds: float) -> str:
-    """Return seconds in words."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _refuse_other_options(folder: Path, cell: Cell) -> None:

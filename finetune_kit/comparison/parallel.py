@@ -16,14 +16,14 @@ from finetune_kit.comparison.execute import Execution, note_fault
 from finetune_kit.comparison.plan import Cell
 from finetune_kit.config import resolve_config
 from finetune_kit.data.dataset import Dataset
-from finetune_kit.errors import StorageError, one_line
+from finetune_kit.errors import StorageError
 from finetune_kit.plugins import installed
 from finetune_kit.presence import sign_of
 from finetune_kit.training.device import make_fabric
 from finetune_kit.training.run import Runner
 from finetune_kit.workers.outcome import LATER, Ask, Job, Outcome, Workers
 from finetune_kit.workers.place import Place
-from finetune_kit.workers.telling import Said, Step, TellingProgress
+from finetune_kit.workers.telling import BaseIsThere, NoRoom, Said, Step, TellingProgress
 
 
 @dataclass(frozen=True)
@@ -41,18 +41,6 @@ class CellTask:
     sections: Mapping[str, Mapping[str, Any]]
     folder: Path
     bases: Path
-
-
-@dataclass(frozen=True)
-class NoRoom:
-    """A task's result where the disk is full, or can't be written: it would hit the others too."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class BaseIsThere:
-    """Told by a worker once its cell's pre-trained backbone stands."""
 
 
 @dataclass
@@ -166,8 +154,6 @@ class CellJob:
             base = runner.pretrain(task.bases) if strategy.needs_pretrained else None
             ask.tell(BaseIsThere())
             runner.finetune(task.folder, base)
-        except StorageError as error:
-            return NoRoom(str(error))
-        except OSError as error:
-            return NoRoom(f"{error.filename or 'reading or writing'}: {error.strerror or one_line(error)}")
+        except (OSError, StorageError) as error:
+            return NoRoom.of(error)
         return None

@@ -171,10 +171,9 @@ def _steps(path: str, text: str, low: str, high: str, step: str) -> Iterator[str
     """Yield the numbers of a range with a step, as texts: 0.3, not 0.30000000000000004."""
     try:
         first, last, width = Decimal(low), Decimal(high), Decimal(step)
-        is_step = width.is_finite() and width > 0
     except InvalidOperation:
-        is_step = False
-    if not is_step:
+        first = last = width = Decimal(0)
+    if not width.is_finite() or width <= 0:
         raise OptionError(f"--search {path}={text}: {step!r} is neither log nor a step above 0")
     number = int((last - first) / width) + 1
     if not 2 <= number <= MOST_VALUES:

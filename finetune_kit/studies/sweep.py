@@ -26,13 +26,13 @@ from finetune_kit.studies import plan
 from finetune_kit.studies.plan import Sweep
 from finetune_kit.studies.study import Given, Row, Study
 from finetune_kit.studies.table import write_rows
-from finetune_kit.studies.trial import BaseIsThere, Epoch, NoRoom, SeedRun, TrialTask, Tried, prepared
+from finetune_kit.studies.trial import Epoch, SeedRun, TrialTask, Tried, prepared
 from finetune_kit.training.device import make_fabric
 from finetune_kit.training.run import Runner
 from finetune_kit.workers.here import Here
 from finetune_kit.workers.outcome import LATER, Outcome, Workers
 from finetune_kit.workers.place import Place
-from finetune_kit.workers.telling import Said, Step
+from finetune_kit.workers.telling import BaseIsThere, NoRoom, Said, Step
 
 BEST = "best.toml"
 """The best trial's configuration, which `ftkit run --config` takes."""
@@ -216,10 +216,12 @@ class Search:
         note = f"{self.sweep.monitor} {result.value:.4f} in epoch {result.best_epoch}"
         note += f", pruned after epoch {result.epochs}" if result.is_pruned else ""
         self.board.end(task.place, title, note=note)
-        best = best_of(study.rows())
-        for place in (task.place, *(row.place for row in study.rows() if row.state in ("complete", "pruned"))):
-            if best is None or place != best.place:
-                for last in self.folder.glob(f"trials/{place:03d}-*/last"):
+        rows = study.rows()
+        if (best := best_of(rows)) is not None:
+            self.board.best(f"best {best.value:.4f} of trial {best.place}")
+        for row in rows:
+            if row.state in ("complete", "pruned") and row != best:
+                for last in self.folder.glob(f"trials/{row.place:03d}-*/last"):
                     shutil.rmtree(last, ignore_errors=True)  # to go on by, and as large as three models
 
     def _tidy(self, task: TrialTask) -> None:

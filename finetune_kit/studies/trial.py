@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from finetune_kit.config import resolve_config
 from finetune_kit.data.dataset import Dataset
 from finetune_kit.data.split import Split
-from finetune_kit.errors import StorageError, one_line
+from finetune_kit.errors import StorageError
 from finetune_kit.plugins import installed
 from finetune_kit.strategy import Strategy
 from finetune_kit.tracker import Tracker
@@ -21,7 +21,7 @@ from finetune_kit.training.run import Runner
 from finetune_kit.training.stages import Finetuning
 from finetune_kit.workers.outcome import Ask, Job
 from finetune_kit.workers.place import Place
-from finetune_kit.workers.telling import TellingProgress
+from finetune_kit.workers.telling import BaseIsThere, NoRoom, TellingProgress
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,6 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class NoRoom:
-    """A trial's result where the disk is full, or can't be written: it would hit the others too."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
 class Epoch:
     """Asked by a worker after an epoch of a trial's first seed: is that enough?
 
@@ -93,11 +86,6 @@ class Epoch:
     epoch: int
     value: float
     is_past: bool = False
-
-
-@dataclass(frozen=True)
-class BaseIsThere:
-    """Told by a worker once the trial's pre-trained backbones stand, one per seed."""
 
 
 class Pruned(Exception):
@@ -170,10 +158,8 @@ class TrialJob:
         """Carry one out; None for a chosen one."""
         try:
             return self._finish(task, ask) if task.is_chosen else self._try(task, ask)
-        except StorageError as error:
-            return NoRoom(str(error))
-        except OSError as error:
-            return NoRoom(f"{error.filename or 'reading or writing'}: {error.strerror or one_line(error)}")
+        except (OSError, StorageError) as error:
+            return NoRoom.of(error)
 
     def _try(self, task: TrialTask, ask: Ask) -> Tried:
         facts = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ class Here:
 
     def carry_out(
         self, prepare: Prepare, tasks: Iterable[Any], answer: Callable[[Any, Any], Any] | None = None
-    ) -> Iterator[Outcome]:
+    ) -> Generator[Outcome, None, None]:
         """Do tasks as `Workers.carry_out` says; what ``prepare`` raises is raised as it is."""
         supply, job = Supply(tasks), None
         while (task := supply.take()) is not NO_MORE:

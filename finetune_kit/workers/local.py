@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -19,6 +19,8 @@ from finetune_kit.workers.outcome import LATER, NO_MORE, Outcome, Prepare, Suppl
 
 PATIENCE = 60.0
 """Seconds that workers have to save what they are doing when they are told to end."""
+WAITING = "OMP_WAIT_POLICY"
+"""The environment variable that says what threads of OpenMP do while they wait."""
 GONE = (EOFError, BrokenPipeError, ConnectionResetError)
 """What a pipe says when the process at its other end is gone."""
 
@@ -34,7 +36,8 @@ class LocalWorkers:
     Args:
         num_workers: How many, at least 1.
         num_threads: Of torch in each. Numbers are the same bit for bit only under the same number of threads. None does
-            not even import torch.
+            not even import torch. Where all together are more than the cores, they sleep while they wait for each other
+            (``OMP_WAIT_POLICY=PASSIVE``, unless that is set): else most of the time goes into waiting.
     """
 
     num_workers: int
@@ -42,14 +45,15 @@ class LocalWorkers:
 
     def carry_out(
         self, prepare: Prepare, tasks: Iterable[Any], answer: Callable[[Any, Any], Any] | None = None
-    ) -> Iterator[Outcome]:
+    ) -> Generator[Outcome, None, None]:
         """Do tasks as `Workers.carry_out` says."""
         size = min(self.num_workers, len(tasks)) if isinstance(tasks, Sized) else self.num_workers
         crew = _Crew(prepare, self.num_threads, Supply(tasks), answer)
-        try:
-            yield from crew.carry_out(size)
-        finally:
-            crew.end()
+        with _waiting_asleep(size * (self.num_threads or 1)):
+            try:
+                yield from crew.carry_out(size)
+            finally:
+                crew.end()
 
 
 class _Crew:
@@ -206,6 +210,19 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
     finally:
         if before is not None:  # else a handler that was not set in Python
             signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _waiting_asleep(num_threads: int) -> Iterator[None]:
+    """Let processes that are started meanwhile put waiting threads to sleep, if all are more than the cores."""
+    if WAITING in os.environ or num_threads <= (os.cpu_count() or 1):
+        yield
+        return
+    os.environ[WAITING] = "PASSIVE"  # read by OpenMP when a process loads it, so this process stays as it is
+    try:
+        yield
+    finally:
+        del os.environ[WAITING]
 
 
 def _how_it_ended(code: int | None) -> str:

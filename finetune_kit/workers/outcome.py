@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -64,8 +64,10 @@ class Workers(Protocol):
 
     def carry_out(
         self, prepare: Prepare, tasks: Iterable[Any], answer: Callable[[Any, Any], Any] | None = None
-    ) -> Iterator[Outcome]:
+    ) -> Generator[Outcome, None, None]:
         """Do tasks, and yield what came of each as soon as it is there, in whatever order.
+
+        Close what is returned (`contextlib.closing`), so that workers end at once when this process is interrupted.
 
         Args:
             prepare: Pickled into each worker and called there once.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from finetune_kit.errors import StorageError, one_line
 from finetune_kit.progress import Progress
 from finetune_kit.workers.outcome import Ask
 
@@ -36,6 +37,25 @@ class Said:
     """A line for the user."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class BaseIsThere:
+    """Told once the pre-trained backbones that a task begins from stand."""
+
+
+@dataclass(frozen=True)
+class NoRoom:
+    """A task's result where the disk is full, or can't be written: it would hit the others too."""
+
+    reason: str
+
+    @classmethod
+    def of(cls, error: OSError | StorageError) -> NoRoom:
+        """Return what an error says."""
+        if isinstance(error, StorageError):
+            return cls(str(error))
+        return cls(f"{error.filename or 'reading or writing'}: {error.strerror or one_line(error)}")
 
 
 class TellingProgress(Progress):
