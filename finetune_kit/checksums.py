@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from finetune_kit.data.remote import File
 from finetune_kit.errors import CheckpointError, one_line
 from finetune_kit.files import write_json
 from finetune_kit.foreign import read_json
@@ -59,7 +60,7 @@ def _read(path: Path, advice: str) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged: {one_line(error, with_type=True)}; {advice}") from error
 
 
-def file_hash(path: Path) -> str:
+def file_hash(path: File) -> str:
     """Return the SHA-256 of a file, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_kit import __version__
+from finetune_kit.data.remote import is_address, without_secrets
 from finetune_kit.environment import written_by
 from finetune_kit.errors import CheckpointError, FinetuneKitError, OptionError, did_you_mean, one_line
 from finetune_kit.foreign import read_toml as parse_toml
@@ -62,9 +63,12 @@ class Config:
     strategy: Options
 
     def tables(self) -> dict[str, dict[str, Any]]:
-        """Return the sections as plain values, as ``config.toml`` has them."""
+        """Return the sections as plain values, as ``config.toml`` has them: addresses in them without secrets."""
         tables = {name: getattr(self, name).model_dump(mode="json") for name in SECTIONS}
-        tables["data"] |= dict(self.reader)
+        tables["data"] |= {
+            key: without_secrets(value) if isinstance(value, str) and is_address(value) else value
+            for key, value in self.reader.items()
+        }
         return tables
 
 
@@ -128,7 +132,9 @@ def _split_data_section(values: Mapping[str, Any], data: str) -> tuple[DataOptio
                     f"no option data.{key}.{did_you_mean(key, known)} Options of data: {', '.join(known)}"
                 )
         typed = resolve(readers[data].load().Options, {**readers[data].preset, **reader}, "data")
-        reader = {key: value for key, value in typed.model_dump(mode="json").items() if key in reader}
+        dumped = {key: value for key, value in typed.model_dump(mode="json").items() if key in reader}
+        texts = {key: value for key, value in typed if isinstance(value, str) and key in reader}
+        reader = dumped | texts  # a dumped address lacks what opens it
     return resolve(DataOptions, own, "data"), reader
 
 

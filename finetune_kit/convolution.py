@@ -39,6 +39,8 @@ def causal_convolution(input: Tensor, weight: Tensor, bias: Tensor | None, taps:
         bias: b, ``(out,)``.
         taps: One per W_k, in their order; the last is there for every output.
     """
+    if torch.compiler.is_exporting():
+        return plain_convolution(input, weight, bias, taps)
     flat = _CausalConvolution.apply(input, weight, bias, taps)
     return flat.unflatten(0, (len(taps[-1].places), len(input))).transpose(0, 1)
 
@@ -56,9 +58,33 @@ def norm_relu(
         mask: ``(users, positions, 1)`` of 0 and 1.
         compiled: Let `torch.compile` make one kernel of it, and one of its gradient.
     """
+    if torch.compiler.is_exporting():
+        output = F.layer_norm(input, weight.shape, weight, bias, eps).relu()
+        return output if mask is None else output * mask
     users, positions, _ = input.shape
     flat = _NormRelu.apply(input, weight, bias, eps, mask, compiled)
     return flat.unflatten(0, (positions, users)).transpose(0, 1)
+
+
+def plain_convolution(input: Tensor, weight: Tensor, bias: Tensor | None, taps: Sequence[Tap]) -> Tensor:
+    """Return what `causal_convolution` does, in operations for any number of users that every engine has."""
+    *others, last = (
+        F.linear(_at_places(input, tap.places), matrix) if tap.places else None
+        for tap, matrix in zip(taps, weight.unbind(dim=2), strict=True)
+    )
+    assert last is not None
+    output = last if bias is None else last + bias  # (users, outputs, out)
+    for part in others:
+        if part is not None:
+            output = output + F.pad(part, (0, 0, output.shape[1] - part.shape[1], 0))
+    return output
+
+
+def _at_places(input: Tensor, places: Sequence[int]) -> Tensor:
+    """Return some positions of ``(users, positions, dim)``."""
+    if _is_stretch(places):
+        return input[:, places[0] : places[-1] + 1]
+    return torch.stack([input[:, place] for place in places], dim=1)
 
 
 class _CausalConvolution(torch.autograd.Function):

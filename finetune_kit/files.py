@@ -85,11 +85,12 @@ def _remove_abandoned(path: Path) -> None:
         number = re.fullmatch(r"\.(\d+)\.partial", partial.name.removeprefix(f".{path.name}"))
         with suppress(OSError):  # another process may be faster
             is_old = time.time() - partial.stat().st_mtime > ABANDONED_AFTER  # another machine's may have that number
-            if number and partial.is_file() and is_old and not _is_alive(int(number[1])):
+            if number and partial.is_file() and is_old and not is_alive(int(number[1])):
                 partial.unlink()
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Return whether a process of this machine is there."""
     if os.name == "nt":  # signal 0 is Ctrl-C there
         return True
     try:
@@ -135,13 +136,26 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors, from any device, as a safetensors file."""
+    """Write tensors, from any device, as a safetensors file; beside them, memory holds the file's content once."""
     from safetensors.torch import save
 
-    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    content = save(whole, dict(metadata or {}))  # `save_file` has a temporary file of its own, which a kill would leave
+    content = save(_apart(tensors), dict(metadata or {}))  # `save_file` has a temporary file, which a kill would leave
     with appearing(path) as partial:
         partial.write_bytes(content)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors on the CPU, each with memory of its own, as a safetensors file has them; copies where it must."""
+    apart: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        memory = plain.untyped_storage()
+        if memory.data_ptr() in taken or memory.nbytes() != plain.nbytes:
+            plain = plain.clone()
+        taken.add(plain.untyped_storage().data_ptr())
+        apart[name] = plain
+    return apart
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:

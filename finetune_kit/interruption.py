@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -22,9 +22,26 @@ class Interrupted(KeyboardInterrupt):
         number: Which one.
     """
 
+    last: ClassVar[int] = signal.SIGINT
+    """Which one ended the work last; typer hands on that something did, but not what."""
+
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
+        Interrupted.last = number
+
+
+@contextmanager
+def deadly(number: int) -> Iterator[None]:
+    """Run a block that a signal ends with the process, at once: one that may wait outside of Python."""
+    if threading.current_thread() is not threading.main_thread() or (before := signal.getsignal(number)) is None:
+        yield
+        return
+    signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 class Shield:

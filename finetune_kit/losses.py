@@ -11,10 +11,8 @@ from torch import Tensor, nn
 
 from finetune_kit.tables import OutputLayer
 
-CHUNK = 1024
-"""Positions whose logits exist at once in `next_item`: batch × length × items is never in memory."""
-DIVIDED = 2**26
-"""Scores that exist at once in `next_item` where the items' table is divided between processes."""
+CHUNK, LOGITS = 1024, 2**26
+"""Positions, and numbers, of the logits that exist at once in `next_item`, never those of a batch × length × items."""
 
 
 def bpr(positive: Tensor, negative: Tensor) -> Tensor:
@@ -53,14 +51,19 @@ def next_item(hidden: Tensor, labels: Tensor, output: nn.Linear) -> Tensor:
         output.weight,
         labels[has_label] - 1,
         linear_bias=output.bias,
-        options=nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK) if chunked else None,
+        options=nn.LinearCrossEntropyOptions(batch_chunk_size=_at_once(output.out_features)) if chunked else None,
     )
 
 
 def _next_item_divided(hidden: Tensor, label: Tensor, output: OutputLayer) -> Tensor:
     """Return `next_item` of hidden states ``(positions, dim)`` and labels from 0 where processes share W."""
     assert not torch.is_grad_enabled(), "the exact loss over a divided table can't be trained on; its scores don't fit"
-    total, size = hidden.new_zeros((), dtype=torch.float64), max(1, DIVIDED // output.out_features)
+    total, size = hidden.new_zeros((), dtype=torch.float64), _at_once(output.out_features)
     for part, wanted in zip(hidden.split(size), label.split(size), strict=True):
         total += F.cross_entropy(output(part), wanted, reduction="sum")
     return (total / len(label)).float()
+
+
+def _at_once(num_items: int) -> int:
+    """Return for how many positions all items are scored at once."""
+    return max(1, min(CHUNK, LOGITS // num_items))

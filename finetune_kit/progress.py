@@ -16,3 +16,10 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Tell one line."""
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in words."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

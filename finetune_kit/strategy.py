@@ -74,6 +74,8 @@ class Strategy(Trainable):
     """Whether its training step also wants windows of the source domain, in ``batch.source``."""
     evaluation_options: ClassVar[frozenset[str]] = frozenset()
     """Options that act in evaluation alone; `ftkit evaluate` may change them on a trained run."""
+    keeps_copies: ClassVar[bool] = False
+    """Whether it keeps whole copies of weights that it compares them with: tables can't be divided then."""
     is_deterministic: ClassVar[bool] = True
     """Whether evaluating twice gives the same numbers."""
 

@@ -119,15 +119,18 @@ def write_module(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     "document",
-    ["backbones", "checkpoints", "data", "recommend", "tutorial", "wrapping"],
+    [
+        *("backbones", "checkpoints", "data", "recommend", "tutorial", "wrapping"),
+        pytest.param("export", marks=pytest.mark.slow),
+    ],
 )
 def test_every_block_of_a_document_runs_and_prints_what_it_shows(document, ftkit, write_module):
-    document = f"docs/{document}.md"
+    document, names = f"docs/{document}.md", {"__name__": "__main__"}
     for language, block in blocks(document, "python", "console"):
         if language == "python" and (named := re.match(r"# (\w+)\.py\n", block)):
             write_module(named[1], block)
         elif language == "python":
-            exec(compile(block, document, "exec"), {"__name__": "__main__"})
+            exec(compile(block, document, "exec"), names)
         else:
             check_console(block, ftkit)
 

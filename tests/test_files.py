@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from finetune_kit.checksums import refuse_changed, write_checksums
 from finetune_kit.errors import CheckpointError, StorageError
@@ -126,3 +127,27 @@ def test_checksums_that_can_t_be_read_are_named(finished: Path, text: str) -> No
     (finished / "checksums.json").write_text(text, encoding="latin-1")
     with pytest.raises(CheckpointError, match=r"checksums\.json is damaged: .*; make it again$"):
         refuse_changed(finished, "make it again")
+
+
+def test_tensors_that_share_memory_or_are_parts_of_others_are_written_as_they_are(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).view(3, 4)
+    tensors = {
+        "whole": whole,
+        "tied": whole,
+        "row": whole[1],
+        "turned": whole.T,
+        "none": torch.empty(0),
+        "one": whole.sum(),
+    }
+    write_tensors(tmp_path / "t.safetensors", tensors, {"told": "text"})
+    found = load_file(tmp_path / "t.safetensors")
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
+
+
+def test_tensors_of_their_own_are_written_without_a_copy_of_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.Tensor, "clone", lambda tensor: pytest.fail("a copy"))
+    write_tensors(tmp_path / "t.safetensors", {"x": torch.ones(3, 4), "y": torch.nn.Parameter(torch.ones(2))})

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from finetune_kit import losses
 from finetune_kit.losses import binary_cross_entropy, bpr, next_item, sampled_softmax
 
 
@@ -48,14 +49,26 @@ def test_a_loss_equals_its_slow_loop(
 def test_the_next_item_loss_equals_its_slow_loop(labels: object) -> None:
     torch.manual_seed(0)
     hidden, output = torch.randn(3, 4, 2), torch.nn.Linear(2, 5)
-    losses = []
+    slow = []
     for window in range(3):
         for position in range(4):
             if label := int(labels[window, position]):
                 exps = [math.exp(value) for value in output(hidden[window, position]).tolist()]
-                losses.append(-math.log(exps[label - 1] / sum(exps)))
+                slow.append(-math.log(exps[label - 1] / sum(exps)))
     found = next_item(hidden, torch.from_numpy(labels), output)
-    assert found.item() == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    assert found.item() == pytest.approx(sum(slow) / len(slow), abs=1e-5)
+
+
+def test_the_next_item_loss_is_the_same_however_many_logits_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    hidden, labels, output = torch.randn(5, 4, 2), torch.randint(0, 10, (5, 4)), torch.nn.Linear(2, 9)
+    found = []
+    for most in (losses.LOGITS, 9 * 3, 1):  # all positions, three, one
+        monkeypatch.setattr(losses, "LOGITS", most)
+        loss = next_item(hidden, labels, output)
+        found.append([loss, *torch.autograd.grad(loss, [output.weight, output.bias])])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
 
 
 def test_losses_by_hand() -> None:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from finetune_kit.cli import arguments as arg
+from finetune_kit.cli.board import ConsoleBoard
 from finetune_kit.cli.comparison import print_comparison, print_plan
 from finetune_kit.cli.output import ConsoleProgress, print_json, warn
+from finetune_kit.cli.workers import NumWorkers, Ray, make_workers
 from finetune_kit.errors import FinetuneKitError, OptionError
 
 if TYPE_CHECKING:
@@ -75,6 +77,8 @@ def compare(
     json: arg.Json = False,
     no_report: NoReport = False,
     resume: Resume = False,
+    workers: NumWorkers = None,
+    ray: Ray = None,
     dry_run: arg.DryRun = False,
 ) -> None:
     """Run strategies with several seeds on one dataset; tabulate means, tests and costs.
@@ -109,7 +113,11 @@ def compare(
     if dry_run:
         print_plan(prepared, json)
         return
-    results, folder = prepared.carry_out(), prepared.execution.folder
+    crew, board = make_workers(workers, ray, prepared.execution.fabric.device.type), ConsoleBoard()
+    try:
+        results, folder = prepared.carry_out(crew, board), prepared.execution.folder
+    finally:
+        board.close()
     report = None if no_report else _write_report(results, folder)
     if report is None and (old := [name for name in ("report.html", "pictures") if (folder / name).exists()]):
         warn(

@@ -12,6 +12,7 @@ import typer
 
 from finetune_kit.cli.output import print_json
 from finetune_kit.component import Component
+from finetune_kit.data.remote import is_address, without_secrets
 from finetune_kit.errors import OptionError, did_you_mean
 from finetune_kit.foreign import visible
 from finetune_kit.plugins import installed
@@ -138,6 +139,11 @@ def _check(words: Words, reader: type[DatasetReader], name: str) -> dict[str, st
     own = {option: words.options.pop(option) for option in OWN if option in words.options}
     if "output" not in own:
         raise OptionError(f"where to? Add --output DIR to ftkit data prepare {name}")
+    if is_address(own["output"]):
+        raise OptionError(
+            f"--output {without_secrets(own['output'])!r}: a dataset is memory-mapped, so it is a folder of this "
+            "machine; give one, and copy it afterwards"
+        )
     return own
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 
-GOING_ON = ("run", "pretrain", "finetune", "compare")
+GOING_ON = ("run", "pretrain", "finetune", "compare", "sweep")
 """Commands that take --resume."""
 
 

@@ -19,16 +19,18 @@ from finetune_kit.cli import (
     data,
     environment,
     evaluate,
+    export,
     finetune,
     listings,
     merge,
     plugins,
     recommend,
     sections,
+    sweep,
     train,
 )
 from finetune_kit.cli.going_on import command_to_go_on
-from finetune_kit.cli.workers import LOST, is_first_to_tell, is_ours
+from finetune_kit.cli.launch import LOST, is_first_to_tell, is_ours
 from finetune_kit.memory import ANYWHERE, is_out_of_memory, out_of_memory
 from finetune_kit.processes import is_lost
 
@@ -45,8 +47,10 @@ app.command("pretrain")(train.pretrain)
 app.command("finetune")(finetune.finetune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("recommend")(recommend.recommend)
+app.command("export")(export.export)
 app.command("merge")(merge.merge)
 app.command("compare")(compare.compare)
+app.command("sweep")(sweep.sweep)
 app.add_typer(data.app, name="data")
 app.add_typer(listings.strategies, name="strategies")
 app.add_typer(listings.backbones, name="backbones")
@@ -81,16 +85,17 @@ def options(
         os.environ["FTKIT_PLUGINS"] = ""  # so that processes started from here leave them out too
 
 
-_STATE = {"traceback": False, "signal": int(signal.SIGINT)}
+_STATE = {"traceback": False}
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
     from finetune_kit.errors import FinetuneKitError, StorageError, one_line
     from finetune_kit.foreign import visible
+    from finetune_kit.interruption import Interrupted
 
     before = signal.signal(signal.SIGTERM, _terminate)
-    _STATE["signal"] = int(signal.SIGINT)
+    Interrupted.last = signal.SIGINT
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     code, text = 0, ""
     try:
@@ -100,8 +105,8 @@ def main() -> None:
             raise
         going_on = command_to_go_on() if isinstance(error, StorageError) else ""
         code, text = 2, f"{error}{going_on and f', then go on with: {going_on}'}"
-    except (KeyboardInterrupt, typer.Abort) as error:
-        code, text = _interrupted(error)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
     except OSError as error:  # a full disk, a folder that can't be written
         if _STATE["traceback"]:
             raise
@@ -124,24 +129,29 @@ def main() -> None:
     finally:
         if before is not None:  # else a handler that was not set in Python
             signal.signal(signal.SIGTERM, before)
+    if code == INTERRUPTED:
+        code, text = _interrupted()
     is_told_by_the_parent = is_ours() and (code == LOST or code > 128)
     if text and not is_told_by_the_parent and is_first_to_tell(code):
         print(f"ftkit: {text}", file=sys.stderr)
     sys.exit(code)
 
 
-def _interrupted(error: BaseException) -> tuple[int, str]:
+INTERRUPTED = 130
+
+
+def _interrupted() -> tuple[int, str]:
     """Return exit code and what to tell where a signal ended the work."""
-    number, going_on = getattr(error, "number", _STATE["signal"]), command_to_go_on()
-    word = "terminated" if number == signal.SIGTERM else "interrupted"
-    return 128 + number, f"{word}{going_on and f'; go on with: {going_on}'}"
+    from finetune_kit.interruption import Interrupted
+
+    word, going_on = "terminated" if Interrupted.last == signal.SIGTERM else "interrupted", command_to_go_on()
+    return 128 + Interrupted.last, f"{word}{going_on and f'; go on with: {going_on}'}"
 
 
 def _terminate(number: int, frame: object) -> None:
     """End on SIGTERM as on Ctrl-C: temporary folders go, and what is done so far is saved."""
     from finetune_kit.interruption import Interrupted
 
-    _STATE["signal"] = number
     raise Interrupted(number)
 
 

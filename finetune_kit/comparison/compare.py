@@ -8,7 +8,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune_kit.board import Board
 from finetune_kit.comparison.execute import Execution
+from finetune_kit.comparison.parallel import ParallelExecution
 from finetune_kit.comparison.plan import Cell, Comparison, plan_cells
 from finetune_kit.comparison.record import (
     Planned,
@@ -25,11 +27,14 @@ from finetune_kit.config import Config, resolve_config
 from finetune_kit.data.dataset import Dataset
 from finetune_kit.data.labelled import for_task
 from finetune_kit.data.named import resolve_dataset
+from finetune_kit.errors import OptionError
 from finetune_kit.foreign import one_name
 from finetune_kit.options import resolve
 from finetune_kit.plugins import installed
+from finetune_kit.presence import at_work, in_words, others_at_work
 from finetune_kit.progress import Progress
 from finetune_kit.training.device import make_fabric
+from finetune_kit.workers.outcome import Workers
 
 
 @dataclass
@@ -69,14 +74,31 @@ class Prepared:
         """Raise if the folder holds another comparison than this one, of which this would be an extension."""
         refuse_other_plan(self.execution.folder, self.record())
 
-    def carry_out(self) -> Results:
-        """Run what is missing; return the results, whose notes say what is still missing."""
+    def carry_out(self, workers: Workers | None = None, board: Board | None = None) -> Results:
+        """Run what is missing; return the results, whose notes say what is still missing.
+
+        Args:
+            workers: Who carries out several runs at once; None takes this process, one run after the other.
+            board: Who is told, with workers; without, it is the execution's ``progress``.
+
+        Raises:
+            OptionError: When another comparison is at work on the folder.
+        """
         folder = self.execution.folder
-        self.record().write(folder)
-        failures = self.execution.carry_out()
-        self.record(failures).write(folder)
-        results = read_results(folder)
-        write_tables(results, folder)
+        with at_work(folder) as name:
+            if others := others_at_work(folder, name):
+                raise OptionError(
+                    f"{str(folder)!r} is being worked on by {in_words(others[0])}; wait for its end, or name another "
+                    "--output"
+                )
+            self.record().write(folder)
+            if workers is None:
+                failures = self.execution.carry_out()
+            else:
+                failures = ParallelExecution(self.execution, workers, board or Board(), name).carry_out()
+            self.record(failures).write(folder)
+            results = read_results(folder)
+            write_tables(results, folder)
         return results
 
 

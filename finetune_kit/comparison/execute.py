@@ -18,7 +18,7 @@ from finetune_kit.data.dataset import Dataset
 from finetune_kit.errors import FinetuneKitError, OptionError, StorageError, one_line
 from finetune_kit.files import write_text
 from finetune_kit.plugins import installed
-from finetune_kit.progress import Progress
+from finetune_kit.progress import Progress, duration
 from finetune_kit.training.run import Runner
 
 ERROR = "error.txt"
@@ -43,6 +43,11 @@ class Execution:
     fabric: Fabric
     folder: Path
     progress: Progress = field(default_factory=Progress)
+
+    @property
+    def bases(self) -> Path:
+        """Where pre-trained backbones stand."""
+        return self.folder.parent / "pretrained"
 
     def path(self, cell: Cell) -> Path:
         """Return a cell's run folder."""
@@ -71,7 +76,7 @@ class Execution:
         split, built = set(), set()
         for cell in missing:
             configuration, parts = (cell.setting, *map(str, cell.tuned.values())), (cell.seed, cell.setting.fraction)
-            runner = self._runner(cell, Progress())
+            runner = self.runner(cell)
             if configuration not in built:
                 runner.refuse_early()
             elif parts not in split:
@@ -82,11 +87,11 @@ class Execution:
     def carry_out(self) -> dict[Path, str]:
         """Run what is not there yet, seed by seed; return why runs failed, by folder. They don't stop the others."""
         failures, clock = {}, _Clock(sum(not self.is_finished(cell) for cell in self.cells))
-        for number, cell in enumerate(self._in_order(), start=1):
+        for number, cell in enumerate(self.in_order(), start=1):
             title = f"{number}/{len(self.cells)} {self.title(cell)}"
             if self.is_finished(cell):
                 self.progress.say(f"{title}: there already")
-                self._tidy(cell)
+                self.tidy(cell)
                 continue
             self.progress.say(title)
             try:
@@ -100,33 +105,42 @@ class Execution:
                 clock.tick()
         return failures
 
-    def _in_order(self) -> Iterator[Cell]:
+    def in_order(self) -> Iterator[Cell]:
         """Yield cells seed by seed, so that a whole table of one seed is there early."""
         for seed in dict.fromkeys(cell.seed for cell in self.cells):
             yield from (cell for cell in self.cells if cell.seed == seed)
 
     def _run(self, cell: Cell) -> None:
-        runner, folder = self._runner(cell, self.progress), self.path(cell)
+        runner, folder = self.runner(cell, self.progress), self.path(cell)
         strategy = installed().component("strategy", cell.config.run.strategy).load()
-        base = runner.pretrain(self.folder.parent / "pretrained") if strategy.needs_pretrained else None
+        base = runner.pretrain(self.bases) if strategy.needs_pretrained else None
         runner.finetune(folder, base)
-        self._tidy(cell)
+        self.tidy(cell)
 
-    def _tidy(self, cell: Cell) -> None:
+    def tidy(self, cell: Cell) -> None:
         """Remove what a finished run needs no more."""
         shutil.rmtree(self.path(cell) / "last", ignore_errors=True)  # to go on by, and as large as three models
         (self.path(cell) / ERROR).unlink(missing_ok=True)  # of an earlier try
 
-    def _runner(self, cell: Cell, progress: Progress) -> Runner:
+    def runner(self, cell: Cell, progress: Progress | None = None) -> Runner:
+        """Return what carries a cell through."""
+        progress = progress or Progress()
         return Runner(cell.config, self.dataset, self.fabric, progress, resume=True)
 
     def _failed(self, cell: Cell, error: Exception) -> str:
         """Return in one line why a cell failed; what may be our fault leaves its traceback in the run's folder."""
         if isinstance(error, FinetuneKitError):
             return str(error)
-        path = self.path(cell) / ERROR
-        write_text(path, "".join(traceback.format_exception(error)))
-        return f"{one_line(error, with_type=True)[:200]}; {path} shows where"
+        where = "".join(traceback.format_exception(error))
+        return note_fault(self.path(cell), one_line(error, with_type=True)[:200], where)
+
+
+def note_fault(folder: Path, fault: str, where: str) -> str:
+    """Return why a run failed, in one line; a traceback, where there is one, is left in the run's folder."""
+    if not where:
+        return fault
+    write_text(folder / ERROR, where)
+    return f"{fault}; {folder / ERROR} shows where"
 
 
 @dataclass
@@ -143,13 +157,7 @@ class _Clock:
         took, self.last = now - self.last, now
         self.left, self.done = self.left - 1, self.done + 1
         rest = self.left * (now - self.started) / self.done
-        return f"{_duration(took)}" + (f", about {_duration(rest)} to go" if self.left else "")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        return duration(took) + (f", about {duration(rest)} to go" if self.left else "")
 
 
 def _refuse_other_options(folder: Path, cell: Cell) -> None:

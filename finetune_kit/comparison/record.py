@@ -17,6 +17,7 @@ from finetune_kit.config import MAY_CHANGE, differences
 from finetune_kit.errors import CheckpointError, OptionError, one_line
 from finetune_kit.files import write_json
 from finetune_kit.foreign import confined, read_json, refuse_name
+from finetune_kit.presence import FOLDER as AT_WORK
 
 FILE = "comparison.json"
 MISSING = "missing: "
@@ -109,7 +110,11 @@ def refuse_foreign(folder: Path) -> None:
             raise OptionError(
                 f"--output {str(folder)!r}: {str(path)!r} is a file where a folder is expected; name another"
             )
-    if folder.exists() and not (folder / FILE).exists() and {path.name for path in folder.iterdir()} - {"runs"}:
+    if (
+        folder.exists()
+        and not (folder / FILE).exists()
+        and {path.name for path in folder.iterdir()} - {"runs", AT_WORK}
+    ):
         raise OptionError(f"--output {str(folder)!r} is not empty: it is no comparison; name another folder")
 
 

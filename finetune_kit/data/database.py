@@ -10,6 +10,7 @@ from typing import Any
 
 import duckdb
 
+from finetune_kit.data.remote import File, num_bytes
 from finetune_kit.errors import DataError, one_line
 
 MAX_THREADS = 4
@@ -91,21 +92,31 @@ def sql_name(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def parquet_scan(connection: duckdb.DuckDBPyConnection, path: Path) -> str:
+def parquet_scan(connection: duckdb.DuckDBPyConnection, path: File) -> str:
     """Return SQL that reads one Parquet file and nothing else: names of folders such as ``user=7`` add no column.
 
     Raises:
         DataError: When the file claims more values than its bytes can be worth: they would fill memory.
         duckdb.Error: When it is no Parquet file.
     """
+    name = sql_file(connection, path)
     claimed = connection.execute(
         "SELECT max(n) FROM (SELECT sum(num_values::HUGEINT) AS n FROM "
-        f"parquet_metadata({sql_path(path)}) GROUP BY path_in_schema)"
+        f"parquet_metadata({name}) GROUP BY path_in_schema)"
     ).fetchall()[0][0]
-    size = path.stat().st_size
+    size = num_bytes(path)
     if (claimed or 0) > MOST_VALUES + VALUES_PER_BYTE * size:
         raise DataError(f"{path} claims {claimed:,} values in {size:,} bytes, which can't be; write the file again")
-    return f"read_parquet({sql_path(path)}, hive_partitioning = false)"
+    return f"read_parquet({name}, hive_partitioning = false)"
+
+
+def sql_file(connection: duckdb.DuckDBPyConnection, file: File) -> str:
+    """Return the name under which a connection reads one file, local or remote, as an SQL literal."""
+    if isinstance(file, Path):
+        return sql_path(file)
+    from finetune_kit.data.mounted import mount  # fsspec: only where an address is given
+
+    return sql_text(mount(connection, file))
 
 
 def sql_path(path: Path) -> str:

@@ -15,7 +15,7 @@ import duckdb
 import numpy as np
 
 from finetune_kit.data.database import connect, parquet_scan
-from finetune_kit.data.flat import is_flat, read_flat, write_flat
+from finetune_kit.data.flat import EVENTS_AT_ONCE, is_flat, read_flat, write_flat
 from finetune_kit.data.folder import read_manifest
 from finetune_kit.data.vocabulary import read_vocabulary, refuse_other_counts
 from finetune_kit.errors import DataError, one_line
@@ -141,6 +141,13 @@ class Dataset:
     def source_items(self) -> np.ndarray:
         """All users' source items one after another, ``(num_events,)`` int32, memory-mapped."""
         return self._flat[0]
+
+    def source_frequency(self) -> np.ndarray:
+        """Return how often each source item occurs, ``(num_source_items,)`` int64; item ``i`` stands at ``i - 1``."""
+        items, counts = self.source_items, np.zeros(self.num_source_items + 1, dtype=np.int64)
+        for start in range(0, len(items), EVENTS_AT_ONCE):  # bincount makes a copy of 8 bytes an event
+            counts += np.bincount(items[start : start + EVENTS_AT_ONCE], minlength=len(counts))
+        return counts[1:]
 
     def sequences(self, users: np.ndarray, max_length: int, skip_latest: np.ndarray | int = 0) -> np.ndarray:
         """Return users' source sequences, left-padded with 0, the most recent items kept.

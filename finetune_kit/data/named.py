@@ -6,15 +6,17 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from finetune_kit.component import Component
 from finetune_kit.data.folder import FORMAT_VERSION, is_dataset
+from finetune_kit.data.places import files_of_pattern
 from finetune_kit.data.reader import DatasetReader
-from finetune_kit.data.tables import files_of_pattern
-from finetune_kit.errors import DataError, OptionError, did_you_mean, one_line
+from finetune_kit.data.remote import find_remote, is_address
+from finetune_kit.errors import DataError, FinetuneKitError, OptionError, did_you_mean, one_line
 from finetune_kit.options import resolve
 from finetune_kit.plugins import installed
 
@@ -93,12 +95,20 @@ def _key(component: Component, reader: DatasetReader) -> str:
     """Return a hash of what the prepared folder depends on: options, files they name, the reader's code, versions."""
     options = reader.options.model_dump(mode="json")
     files = {}
-    for value in options.values():
-        for path in _files(value) if isinstance(value, str) else ():
-            stat = path.stat()
-            files[str(path.resolve())] = (stat.st_size, stat.st_mtime_ns)
+    for value in dict(reader.options).values():
+        files |= _versions(value) if isinstance(value, str) else {}
     decides = [options, files, FORMAT_VERSION, version("finetune-kit"), component.code_hash()]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _versions(text: str) -> dict[str, tuple[int, int | str | None]]:
+    """Return size and version of each file that an option's text may name."""
+    if is_address(text):
+        with suppress(FinetuneKitError):  # another kind of address, or its reader says what is wrong with it
+            return {file.address: (file.size, file.version) for file in find_remote(text, "data")[0]}
+        return {}
+    stats = {str(path.resolve()): path.stat() for path in _files(text)}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
 def _files(text: str) -> list[Path]:

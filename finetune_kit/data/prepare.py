@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from finetune_kit import __version__
 from finetune_kit.data.encoding import sort_events, time_facts, write_tables
 from finetune_kit.data.flat import write_flat
 from finetune_kit.data.folder import FORMAT_VERSION, MANIFEST, describe_file
+from finetune_kit.data.inputs import describe_inputs
+from finetune_kit.data.places import Place
 from finetune_kit.data.preparation import Preparation, logger
+from finetune_kit.data.remote import File
 from finetune_kit.data.vocabulary import vocabulary_hash
 from finetune_kit.errors import DataError
 
@@ -34,7 +36,7 @@ def write_dataset(
     preparation: Preparation,
     *,
     options: Mapping[str, Any],
-    inputs: Iterable[Path],
+    inputs: Iterable[File | Place],
     max_target: int | None = None,
     min_source: int = 1,
     keep: Keep = "target",
@@ -50,7 +52,7 @@ def write_dataset(
     Args:
         preparation: Holds the tables, and the folder that is written.
         options: The reader's options, recorded.
-        inputs: The files that it is made of; their names, sizes and checksums are recorded.
+        inputs: The files that it is made of, recorded as `describe_inputs` tells.
         max_target: Keep at most that many target events per user, the earliest; None keeps all.
         min_source: Leave out users with fewer source events, at least 1.
         keep: Which users stay, apart from ``min_source``.
@@ -76,7 +78,7 @@ def write_dataset(
         "name": preparation.folder.name,
         "counts": counts,
         "options": dict(options),
-        "inputs": {str(path): describe_file(path) for path in inputs},
+        "inputs": describe_inputs(inputs),
         "files": files,
         "vocabularies": {
             domain: vocabulary_hash(preparation.folder / f"{domain}_items.parquet", preparation.connection)

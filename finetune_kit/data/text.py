@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import gzip
 import zlib
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, cast
 
+from finetune_kit.data.remote import File, num_bytes
 from finetune_kit.errors import DataError, one_line
 
 UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error)
@@ -39,7 +39,7 @@ class TextFormat:
     encoding: str = "utf-8"
 
 
-def line_of_byte(path: Path, byte: int) -> int:
+def line_of_byte(path: File, byte: int) -> int:
     """Return the line, from 1, of the record that begins at a byte, from 0, or after blank lines there."""
     with _open(path) as file:
         line = 1 + sum(piece.count(b"\n") for piece in _pieces(file, byte))
@@ -48,7 +48,7 @@ def line_of_byte(path: Path, byte: int) -> int:
     return line
 
 
-def header_names(path: Path, text: TextFormat) -> tuple[str, ...]:
+def header_names(path: File, text: TextFormat) -> tuple[str, ...]:
     """Return the columns that a text file's first line names.
 
     Raises:
@@ -56,11 +56,19 @@ def header_names(path: Path, text: TextFormat) -> tuple[str, ...]:
     """
     try:
         with _open(path) as file:
-            lines = (line.decode("utf-8-sig") for line in bounded_lines(file, path))
-            quoting = csv.QUOTE_MINIMAL if text.quote else csv.QUOTE_NONE
-            names = next(csv.reader(lines, delimiter=text.delimiter, quotechar=text.quote or None, quoting=quoting), [])
+            return first_names(path, text, (line.decode("utf-8-sig") for line in bounded_lines(file, path)))
     except UNREADABLE as error:
         raise DataError(f"{path} can't be read as text: {one_line(error)}") from error
+
+
+def first_names(path: File, text: TextFormat, lines: Iterable[str]) -> tuple[str, ...]:
+    """Return the columns that the first of a file's lines names.
+
+    Raises:
+        DataError: For no line, or a column that is named twice.
+    """
+    quoting = csv.QUOTE_MINIMAL if text.quote else csv.QUOTE_NONE
+    names = next(csv.reader(lines, delimiter=text.delimiter, quotechar=text.quote or None, quoting=quoting), [])
     if not names:
         raise DataError(f"{path} is empty; its first line must name the columns")
     if len(set(names)) < len(names):
@@ -68,7 +76,7 @@ def header_names(path: Path, text: TextFormat) -> tuple[str, ...]:
     return tuple(names)
 
 
-def bounded_lines(file: IO[bytes], path: Path) -> Iterator[bytes]:
+def bounded_lines(file: IO[bytes], path: File) -> Iterator[bytes]:
     """Yield the lines of a file with their ends.
 
     Raises:
@@ -80,28 +88,39 @@ def bounded_lines(file: IO[bytes], path: Path) -> Iterator[bytes]:
         yield line
 
 
-def refuse_bomb(path: Path) -> None:
+def refuse_bomb(path: File) -> None:
     """Raise for a gzip file that unpacks to far more than text does.
 
     Raises:
         DataError: Naming both sizes.
     """
-    packed, unpacked = path.stat().st_size, 0
+    packed, unpacked = num_bytes(path), 0
     try:
-        with gzip.open(path) as file:
+        with _open(path) as file:
             while piece := file.read(1 << 20):
                 unpacked += len(piece)
                 if unpacked > HARMLESS + MOST_PACKED * packed:
-                    raise DataError(
-                        f"{path} unpacks from {packed:,} to more than {unpacked:,} bytes, which text does not; "
-                        "unpack it yourself if you trust it, and give that file"
-                    )
+                    raise bomb(path, unpacked)
     except (OSError, EOFError, zlib.error):  # damaged: its reader says so
         return
 
 
-def _open(path: Path) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+def bomb(path: File, unpacked: int) -> DataError:
+    """Return the error for a file that unpacks to more bytes than text does."""
+    return DataError(
+        f"{path} unpacks from {num_bytes(path):,} to more than {unpacked:,} bytes, which text does not; "
+        "unpack it yourself if you trust it, and give that file"
+    )
+
+
+@contextmanager
+def _open(path: File) -> Iterator[IO[bytes]]:
+    with path.open("rb") as file:
+        if path.suffix != ".gz":
+            yield file
+            return
+        with gzip.open(file) as unpacked:
+            yield cast("IO[bytes]", unpacked)
 
 
 def _pieces(file: IO[bytes], length: int) -> Iterator[bytes]:
@@ -111,12 +130,15 @@ def _pieces(file: IO[bytes], length: int) -> Iterator[bytes]:
         yield piece
 
 
-def line_of_record(path: Path, text: TextFormat, record: int) -> int | None:
+def line_of_record(path: File, text: TextFormat, record: int) -> int | None:
     """Return the line, from 1, on which the record of that number, from 0, begins; None where that can't be told.
 
+    Of a zstd file it never is: Python reads none.
     A quoted field may span lines, and what was set aside has another width. Only called on the way to a
     message: it reads the text line by line, with another reader than the one that took it apart.
     """
+    if path.suffix == ".zst":
+        return None
     width, seen = len(text.names or header_names(path, text)), -1 if text.names is None else 0
     with suppress(*UNREADABLE), _open(path) as file:
         lines = (line.decode(text.encoding, errors="replace") for line in file)

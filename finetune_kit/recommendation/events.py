@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
 from operator import itemgetter
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -74,6 +75,7 @@ class _JsonTable(RawTable):
     def locate(self, row: int) -> str:
         """Return where a row stood."""
         path = self.parts[0][0]
+        assert isinstance(path, Path)
         return f"{path}, line {line_of_object(path, row)}"
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from finetune_kit.files import appearing
@@ -55,9 +55,20 @@ class Totals:
             else:
                 self.without_history += 1
 
+    @classmethod
+    def sum(cls, parts: Iterable[Totals]) -> Totals:
+        """Return the sums of several; of the seconds too, however many were worked at once."""
+        every = list(parts)
+        return cls(**{field.name: sum(getattr(part, field.name) for part in every) for field in fields(cls)})
+
 
 def recommend_file(
-    recommender: Recommender, layout: Layout, output: Path, workshop: Workshop, batch_size: int = 512
+    recommender: Recommender,
+    layout: Layout,
+    output: Path,
+    workshop: Workshop,
+    batch_size: int = 512,
+    watch: Callable[[Recommendation], None] = lambda one: None,
 ) -> Totals:
     """Write the recommendations for a file's users; the output appears whole or not at all.
 
@@ -67,6 +78,7 @@ def recommend_file(
         output: The file to write; replaced if it is there.
         workshop: For what must be sorted or collected on disk.
         batch_size: Users scored at once.
+        watch: Called with each recommendation once it is written.
 
     Raises:
         DataError: For input that can't be read.
@@ -80,6 +92,7 @@ def recommend_file(
         for one in _told(recommender.stream(histories, batch_size)):
             totals.add(one)
             write(one)
+            watch(one)
         logger.info("writing %s", output)
     totals.seconds = time.perf_counter() - began
     return totals

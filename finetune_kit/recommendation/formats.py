@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager
+from pathlib import PurePath
 from typing import IO, Literal, cast
 
+from finetune_kit.data.remote import File
 from finetune_kit.data.tables import DELIMITERS
 from finetune_kit.data.text import bounded_lines
 from finetune_kit.errors import DataError
@@ -20,9 +22,11 @@ KINDS: dict[str, Kind] = {
     ".jsonl": "json",
     ".ndjson": "json",
 }
+SUFFIXES = (*KINDS, *(f"{suffix}.gz" for suffix in KINDS if suffix != ".parquet"))
+"""How the names of files end that are read and written here."""
 
 
-def file_kind(path: Path, what: str) -> Kind:
+def file_kind(path: File, what: str) -> Kind:
     """Return how a file is written, by its name.
 
     Args:
@@ -41,12 +45,12 @@ def file_kind(path: Path, what: str) -> Kind:
     return kind
 
 
-def delimiter(path: Path) -> str:
+def delimiter(path: File) -> str:
     """Return what stands between two fields of a file of delimited text."""
     return DELIMITERS[_suffix(path)]
 
 
-def read_lines(path: Path) -> Iterator[str]:
+def read_lines(path: File) -> Iterator[str]:
     """Yield the lines of a UTF-8 text, packed or not, with their ends.
 
     Raises:
@@ -63,9 +67,15 @@ def read_lines(path: Path) -> Iterator[str]:
         raise DataError(f"{path} can't be read as gzip: {error}; write it again, or unpack it first") from error
 
 
-def _open(path: Path) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+@contextmanager
+def _open(path: File) -> Iterator[IO[bytes]]:
+    with path.open("rb") as file:
+        if path.suffix == ".gz":
+            with gzip.open(file) as unpacked:
+                yield cast("IO[bytes]", unpacked)
+        else:
+            yield file
 
 
-def _suffix(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz")).suffix.lower()
+def _suffix(path: File) -> str:
+    return PurePath(path.name.removesuffix(".gz")).suffix.lower()

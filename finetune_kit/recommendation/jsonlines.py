@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from finetune_kit.data.remote import File
 from finetune_kit.errors import DataError
 from finetune_kit.recommendation.formats import read_lines
 
 
-def first_names(path: Path) -> tuple[str, ...]:
+def first_names(path: File) -> tuple[str, ...]:
     """Return the keys of a file's first object.
 
     Raises:
@@ -22,7 +22,7 @@ def first_names(path: Path) -> tuple[str, ...]:
     raise DataError(f"{path} has no rows")
 
 
-def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_objects(path: File) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each object of a file and where it stands, e.g. ``"log.jsonl, line 7"``; blank lines are passed over.
 
     Raises:
@@ -44,7 +44,7 @@ def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, row
 
 
-def line_of_object(path: Path, number: int) -> int:
+def line_of_object(path: File, number: int) -> int:
     """Return the line, from 1, of the object of that number, from 0."""
     lines = (line for line, text in enumerate(read_lines(path), 1) if text.strip())
     return next(line for place, line in enumerate(lines) if place == number)

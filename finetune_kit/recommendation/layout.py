@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_kit.data.preparation import Preparation
+from finetune_kit.data.remote import File
 from finetune_kit.data.tables import column_names
 from finetune_kit.errors import DataError, OptionError, did_you_mean
 from finetune_kit.recommendation.formats import Kind, file_kind
@@ -48,7 +49,7 @@ class Layout:
         time: The column with the time of an event; None takes the rows' order.
     """
 
-    path: Path
+    path: File
     kind: Kind
     user: str
     column: str
@@ -56,7 +57,7 @@ class Layout:
     time: str | None = None
 
 
-def find_layout(path: Path, columns: Columns, preparation: Preparation) -> Layout:
+def find_layout(path: File, columns: Columns, preparation: Preparation) -> Layout:
     """Return which columns of a file to read.
 
     Args:
@@ -68,12 +69,8 @@ def find_layout(path: Path, columns: Columns, preparation: Preparation) -> Layou
         DataError: For a file that can't be read, or that lacks a column; names those that are there.
         OptionError: For names that contradict each other.
     """
-    if path.is_dir():
-        raise DataError(f"--input {str(path)!r} is a folder; name one file in it")
-    if not path.exists():
-        raise DataError(f"--input {str(path)!r}: no such file")
-    if not path.is_file():  # a pipe can't be read twice: once for its columns, once for its rows
-        raise DataError(f"--input {str(path)!r} is a pipe or a device; write a file and name it")
+    if isinstance(path, Path):
+        _refuse_no_file(path)
     kind = file_kind(path, "--input")
     names = first_names(path) if kind == "json" else column_names(preparation, path)
     if columns.user not in names:
@@ -86,7 +83,16 @@ def find_layout(path: Path, columns: Columns, preparation: Preparation) -> Layou
     return Layout(path, kind, columns.user, column, is_per_user, None if is_per_user else _time(path, columns, names))
 
 
-def _items_column(path: Path, columns: Columns, names: Sequence[str]) -> tuple[str, bool]:
+def _refuse_no_file(path: Path) -> None:
+    if path.is_dir():
+        raise DataError(f"--input {str(path)!r} is a folder; name one file in it")
+    if not path.exists():
+        raise DataError(f"--input {str(path)!r}: no such file")
+    if not path.is_file():  # a pipe can't be read twice: once for its columns, once for its rows
+        raise DataError(f"--input {str(path)!r} is a pipe or a device; write a file and name it")
+
+
+def _items_column(path: File, columns: Columns, names: Sequence[str]) -> tuple[str, bool]:
     """Return the column with the items, and whether it holds all of a user's."""
     if columns.item is not None and columns.items is not None:
         raise OptionError(
@@ -108,7 +114,7 @@ def _items_column(path: Path, columns: Columns, names: Sequence[str]) -> tuple[s
     return found[0], found == ["items"]
 
 
-def _time(path: Path, columns: Columns, names: Sequence[str]) -> str | None:
+def _time(path: File, columns: Columns, names: Sequence[str]) -> str | None:
     if columns.time == NO_TIME:
         return None
     if columns.time is not None and columns.time not in names:
@@ -116,6 +122,6 @@ def _time(path: Path, columns: Columns, names: Sequence[str]) -> str | None:
     return columns.time or next((name for name in TIME_COLUMNS if name in names), None)
 
 
-def _lacks(path: Path, column: str, names: Sequence[str], option: str) -> DataError:
+def _lacks(path: File, column: str, names: Sequence[str], option: str) -> DataError:
     guess = did_you_mean(column, names)
     return DataError(f"{path} has no column {column!r}.{guess} Columns: {', '.join(names)}; name another with {option}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from typing import Literal, get_args
 
 import torch
@@ -10,6 +11,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 
 from finetune_kit.errors import OptionError, did_you_mean
+from finetune_kit.interruption import deadly
 from finetune_kit.processes import TIMEOUT, Job, join
 
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
@@ -43,8 +45,9 @@ def make_fabric(
         num_nodes=job.machines,
         precision=precision,  # pyrefly: ignore[bad-argument-type]  (checked above)
     )
-    fabric.launch()
-    join(fabric, divided=divided)
+    with deadly(signal.SIGTERM):  # whoever the others wait for may never come
+        fabric.launch()
+        join(fabric, divided=divided)
     return fabric
 
 

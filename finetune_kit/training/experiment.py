@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -51,6 +51,7 @@ class Experiment:
         resume: Go on from what an interrupted run left behind.
         earlier: Parts that instances had when the weights that it starts from were trained; they keep them.
         candidates: What the sampled protocol ranks validation and test instances among; None draws them.
+        watchers: Trackers beside those of the configuration, told of fine-tuning's epochs alone.
     """
 
     config: Config
@@ -60,6 +61,7 @@ class Experiment:
     resume: bool = False
     earlier: Earlier | None = None
     candidates: Candidates | None = None
+    watchers: Sequence[Tracker] = ()
 
     def __post_init__(self) -> None:
         """See the dataset as the task does."""

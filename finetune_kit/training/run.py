@@ -43,6 +43,11 @@ class Runner(Experiment):
             )
         _ = self.split
         strategy = self.build_strategy(None)
+        if here().mesh is not None and strategy.keeps_copies:
+            raise OptionError(
+                f"{self.config.run.strategy} keeps copies of whole item tables, so they can't be divided; set "
+                "run.tables=whole"
+            )
         for stage, rows in self._tables_updated_whole(strategy):
             self.progress.say(
                 f"{stage}.optimizer = adam updates all {rows:,} rows of a table in every step; lazy-adam only those "

@@ -94,9 +94,7 @@ class Pretraining:
     def _model(self) -> NextItem:
         experiment, options = self.experiment, self.experiment.config.pretrain
         backbone = build_backbone(experiment.config, experiment.dataset.num_source_items)
-        frequency = np.bincount(
-            np.asarray(experiment.dataset.source_items) - 1, minlength=experiment.dataset.num_source_items
-        )
+        frequency = experiment.dataset.source_frequency()
         num_negatives = options.num_negatives if options.loss == "sampled-softmax" else 0
         with seeded(experiment.config.run.seed, "next-item"):
             return NextItem(backbone, torch.from_numpy(frequency).float(), num_negatives, experiment.config.run.seed)
@@ -241,8 +239,8 @@ class Finetuning:
                 **({} if self.base is None else {"base": read_facts(self.base)["hash"]}),
                 **({} if self.start is None else {"start": self.start.origin}),
             },
-            begin=lambda history: _begin(trackers, "finetune", history),
-            observe=lambda record: _tell(trackers, "finetune", record),
+            begin=lambda history: _begin([*trackers, *experiment.watchers], "finetune", history),
+            observe=lambda record: _tell([*trackers, *experiment.watchers], "finetune", record),
             progress=experiment.progress,
         )
         batches = self._batches(parts, with_source=strategy.needs_source_batches)

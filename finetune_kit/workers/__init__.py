@@ -6,7 +6,8 @@ a worker that is lost costs the task that it had in hand and no other.
 
 from __future__ import annotations
 
-from finetune_kit.workers.local import LocalWorkers
-from finetune_kit.workers.outcome import Ask, Job, Outcome, Prepare, Workers
+from finetune_kit.workers.here import Here
+from finetune_kit.workers.local import LocalWorkers, share_of_cores
+from finetune_kit.workers.outcome import LATER, Ask, Job, Outcome, Prepare, Workers
 
-__all__ = ["Ask", "Job", "LocalWorkers", "Outcome", "Prepare", "Workers"]
+__all__ = ["LATER", "Ask", "Here", "Job", "LocalWorkers", "Outcome", "Prepare", "Workers", "share_of_cores"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -33,7 +33,7 @@ from finetune_kit.wrapping.parts import (
     refuse_bad_arguments,
     turn_off_fast_paths,
 )
-from finetune_kit.wrapping.slots import LastBlockReached, Recorder, Recording, Slot, WrappedBlock
+from finetune_kit.wrapping.slots import Recorder, Recording, Slot, WrappedBlock, ending_early
 from finetune_kit.wrapping.trial import TakesNoPart, leave_out_what_takes_no_part, shaken, try_out
 
 Inputs = Callable[[Tensor], "Tensor | Mapping[str, Any]"]
@@ -164,7 +164,7 @@ class WrappedBackbone(Backbone):
         """
         sequence, shift = self.arranged(sequence)
         recording = Recording(self.blocks, len(self._block_names), (*sequence.shape, self.dim))
-        with self._recorder.on(recording), self._hiding(sequence), suppress(LastBlockReached):
+        with self._recorder.on(recording), self._hiding(sequence), ending_early():
             self.call_module(sequence.masked_fill(sequence == self.num_items + 1, 1))
         if recording.hidden is None or len(recording.calls) != len(self._block_names):
             raise PluginError(f"the model called {len(recording.calls)} of its {len(self._block_names)} blocks")

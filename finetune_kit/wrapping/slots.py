@@ -7,10 +7,11 @@ a stale copy behind.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from finetune_kit.errors import PluginError
@@ -40,6 +41,24 @@ class WrappedBlock(nn.Module):
 
 class LastBlockReached(Exception):
     """Ends a run of the model whose only purpose was to find what the blocks are handed."""
+
+
+@contextmanager
+def ending_early() -> Iterator[None]:
+    """Let a run of the model end at its last block.
+
+    What `torch.export` notes of the modules that it is in is wound back: it counts on every one to be left normally.
+    """
+    entered = {}
+    if torch.compiler.is_exporting():
+        from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+        entered = getattr(getattr(get_proxy_mode(), "tracer", None), "module_stack", entered)
+    depth = len(entered)
+    with suppress(LastBlockReached):
+        yield
+    while len(entered) > depth:
+        entered.popitem()
 
 
 @dataclass

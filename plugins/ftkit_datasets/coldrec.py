@@ -14,10 +14,11 @@ from pydantic import Field, field_validator
 
 from finetune_kit.data.checks import settle
 from finetune_kit.data.database import sql_name
+from finetune_kit.data.places import find_files
 from finetune_kit.data.preparation import DEFAULT_MEMORY_LIMIT, OnBad, Preparation, logger, preparing
 from finetune_kit.data.prepare import write_dataset
 from finetune_kit.data.reader import DatasetReader
-from finetune_kit.data.tables import RawTable, append_text, find_files
+from finetune_kit.data.tables import RawTable, append_text
 from finetune_kit.data.text import TextFormat
 from finetune_kit.files import write_text
 from finetune_kit.options import Options

@@ -16,10 +16,11 @@ from finetune_kit.data.checks import (
     settle_times,
 )
 from finetune_kit.data.database import sql_name
+from finetune_kit.data.places import Place, PlaceText, find_place
 from finetune_kit.data.preparation import DEFAULT_MEMORY_LIMIT, Preparation, logger, preparing
 from finetune_kit.data.prepare import write_dataset
 from finetune_kit.data.reader import DatasetReader
-from finetune_kit.data.tables import column_names, find_files, load_files
+from finetune_kit.data.tables import column_names, load_files
 from finetune_kit.errors import DataError, OptionError
 from finetune_kit.files import write_text
 from finetune_kit.options import Options
@@ -30,14 +31,16 @@ ADVICE = "; name another with --user-column, --item-column or --time-column"
 class EventsOptions(Options):
     """Options of `Events`."""
 
-    source: str
-    """Source events: a Parquet, CSV or TSV file (.gz too), a folder of them, or a pattern like 'log*.csv'."""
-    target: str | None = None
+    source: PlaceText
+    """Source events: a Parquet, CSV or TSV file (.gz and .zst too), a folder of them with folders below it, a pattern
+    like 'log*.csv' or 'log/**/*.parquet', or one of these behind an fsspec address such as s3://bucket/log."""
+    target: PlaceText | None = None
     """Target events, in the same ways; none makes a dataset of labels alone."""
-    labels: str | None = None
-    """Profile labels: a file with one row per user; every column but the user's is a label."""
+    labels: PlaceText | None = None
+    """Profile labels, in the same ways: one row per user; every column of the files but the user's is a label."""
     user_column: str = "user"
-    """The column with the user's id, in all files; ids may be any text."""
+    """The column with the user's id, in all files; ids may be any text. What the files lack may be a folder's name,
+    such as day=2026-01-01."""
     item_column: str = "item"
     """The column with the item's id."""
     time_column: str | None = "time"
@@ -81,42 +84,36 @@ class Events(DatasetReader):
             raise OptionError(
                 "nothing to fine-tune on: give target events (--target FILE), labels (--labels FILE) or both"
             )
-        inputs = {
-            "source": find_files(options.source, "source"),
-            "target": find_files(options.target, "target") if options.target else [],
-            "labels": find_files(options.labels, "labels") if options.labels else [],
-        }
+        texts = {"source": options.source, "target": options.target, "labels": options.labels}
+        inputs = {name: find_place(text, name) for name, text in texts.items() if text is not None}
         with preparing(output, options.memory_limit, options.on_bad) as preparation:
-            kind = self._load_log(preparation, "source", inputs["source"])
-            if options.target:
-                refuse_mixed_times(
-                    kind,
-                    self._load_log(preparation, "target", inputs["target"]),
-                    options.source,
-                    options.target,
-                )
+            source = inputs["source"]
+            kind = self._load_log(preparation, "source", source)
+            if target := inputs.get("target"):
+                other = self._load_log(preparation, "target", target)
+                refuse_mixed_times(kind, other, source.address, target.address)
             else:
                 preparation.connection.execute("CREATE VIEW target AS SELECT * FROM source WHERE false")
-            if options.labels:
-                _load_labels(preparation, inputs["labels"], options.user_column)
+            if labels := inputs.get("labels"):
+                _load_labels(preparation, labels, options.user_column)
             write_dataset(
                 preparation,
                 options=options.model_dump(),
-                inputs=[path for paths in inputs.values() for path in paths],
+                inputs=inputs.values(),
                 max_target=options.max_target,
                 min_source=options.min_source,
                 keep="all" if options.keep_source_only else "target" if options.target else "labels",
                 has_times=options.time_column is not None,
             )
 
-    def _load_log(self, preparation: Preparation, domain: str, files: list[Path]) -> TimeKind:
+    def _load_log(self, preparation: Preparation, domain: str, place: Place) -> TimeKind:
         """Make the view ``source`` or ``target`` of the usable events; return what its times are."""
         options, log = self.options, f"{domain}_log"
         logger.info("reading %s events", domain)
         columns = {"user": options.user_column, "item": options.item_column}
         if options.time_column is not None:
             columns["time"] = options.time_column
-        table = load_files(preparation, log, files, columns, ADVICE)
+        table = load_files(preparation, log, place, columns, ADVICE)
         logger.info("checking %s events", domain)
         settle_missing(table, "user")
         settle_missing(table, "item")
@@ -134,15 +131,15 @@ class Events(DatasetReader):
         return kind
 
 
-def _load_labels(preparation: Preparation, files: list[Path], user_column: str) -> None:
+def _load_labels(preparation: Preparation, place: Place, user_column: str) -> None:
     """Make the view ``labels``: the user and, as text, every other column of the files."""
-    names = [name for name in column_names(preparation, files[0]) if name != user_column]
+    names = [name for name in column_names(preparation, place.files[0]) if name != user_column]
     if not names:
-        raise DataError(f"{files[0]} has no label: no column but {user_column!r}")
+        raise DataError(f"{place.files[0]} has no label: no column but {user_column!r}")
     if any(name.lower() == "user" for name in names):
-        raise DataError(f"{files[0]}: a label can't be called 'user'; rename that column")
+        raise DataError(f"{place.files[0]}: a label can't be called 'user'; rename that column")
     columns = {"user": user_column} | {f"label{k}": name for k, name in enumerate(names)}
-    table = load_files(preparation, "labels_log", files, columns, "; name another with --user-column")
+    table = load_files(preparation, "labels_log", place, columns, "; name another with --user-column")
     settle_missing(table, "user")
     settle_duplicates(table, ("user",), "a user")
     known = "SELECT user FROM source UNION SELECT user FROM target"

@@ -49,6 +49,7 @@ class WiseFt(Strategy):
     """Train everything; evaluate between where it started and where it ended."""
 
     Options = WiseFtOptions
+    keeps_copies = True
     evaluation_options = frozenset({"alpha"})
     options: WiseFtOptions
 

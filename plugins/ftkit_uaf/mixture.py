@@ -39,6 +39,8 @@ def mixture(
         is_training: Give branches that nobody takes a gradient too, 0: without one, an optimizer would leave out their
             momentum.
     """
+    if torch.compiler.is_exporting():
+        return selected_mixture(shares, branches, hidden, context)
     if not is_hard(shares):
         learns = is_training or shares.requires_grad
         return (whole_mixture if learns else _mixture_of_shares)(shares, branches, hidden, context)
@@ -73,6 +75,19 @@ def whole_mixture(shares: Tensor, branches: Sequence[Branch], hidden: Tensor, co
     """Return what `mixture` does, with every branch computed for everybody."""
     weights = shares[:, :, None, None].unbind(dim=1)  # (users, 1, 1) each
     first, *others = (weight * branch(hidden, context) for weight, branch in zip(weights, branches, strict=True))
+    return sum(others, first)
+
+
+def selected_mixture(shares: Tensor, branches: Sequence[Branch], hidden: Tensor, context: Context) -> Tensor:
+    """Return what `mixture` does in evaluation, with no path that depends on the shares: what can be exported.
+
+    Every branch is computed for everybody. One without a share is left out even where its output is no number.
+    """
+    weights = shares[:, :, None, None].unbind(dim=1)  # (users, 1, 1) each
+    first, *others = (
+        torch.where(weight == 0, 0.0, weight * branch(hidden, context))
+        for weight, branch in zip(weights, branches, strict=True)
+    )
     return sum(others, first)
 
 

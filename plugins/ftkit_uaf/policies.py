@@ -98,4 +98,4 @@ class GlobalPolicy(Policy):
 
     def forward(self, sequence: Tensor) -> Tensor:
         """Return logits ``(users, blocks, outputs)`` of item ids ``(users, length)``, which are not looked at."""
-        return self.logits.expand(len(sequence), -1, -1)
+        return self.logits.expand(sequence.shape[0], -1, -1)

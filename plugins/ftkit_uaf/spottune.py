@@ -146,5 +146,7 @@ def certainty_loss(shares: Tensor) -> Tensor:
 
 def largest(shares: Tensor, k: int) -> Tensor:
     """Return for each block whether it is among the k of the largest shares ``(blocks,)``; of equal ones the first."""
-    place = shares.argsort(descending=True, stable=True)
-    return torch.zeros_like(shares, dtype=torch.bool).index_fill(0, place[:k], True)
+    other, own = shares.unsqueeze(0), shares.unsqueeze(1)
+    is_earlier = torch.ones_like(own * other, dtype=torch.bool).tril(diagonal=-1)
+    stands_before = (other > own) | ((other == own) & is_earlier)  # (blocks, blocks); ONNX has no stable sort
+    return stands_before.sum(dim=1) < k

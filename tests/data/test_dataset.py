@@ -39,6 +39,12 @@ def test_sequences_are_padded_in_front_and_keep_the_most_recent(tmp_path):
     assert dataset.sequences(np.array([3]), 9).tolist() == [[0, 0, 0, 0, 3, 4, 5, 6, 7]]
 
 
+@pytest.mark.parametrize("at_once", [1, 4, 100])
+def test_the_frequency_of_an_item_is_how_often_it_stands_in_all_sequences(tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr("finetune_kit.data.dataset.EVENTS_AT_ONCE", at_once)
+    assert Dataset.open(make(tmp_path / "out")).source_frequency().tolist() == [1, 1, 2, 2, 1, 1, 1]
+
+
 def test_a_user_that_is_not_there_is_refused(tmp_path):
     dataset = Dataset.open(make(tmp_path / "out"))
     for user in (0, 4, -1):

@@ -14,9 +14,15 @@ from documents import ROOT, TINY
 from finetune_kit.comparison.record import FILE, Record
 from finetune_kit.comparison.results import Setting
 from finetune_kit.data.dataset import Dataset
+from finetune_kit.data.places import Place
+from finetune_kit.data.remote import RemoteFile
 from finetune_kit.errors import CheckpointError, DataError, OptionError
 from finetune_kit.files import write_table
 from finetune_kit.foreign import confined, one_name, refuse_name
+from finetune_kit.recommendation import partitions
+from finetune_kit.recommendation.file import Totals
+from finetune_kit.recommendation.partitions import Partition, find_input
+from finetune_kit.recommendation.receipts import Content, Receipt, Receipts, digest
 from ftkit_datasets.movielens import find_copy
 
 OUTSIDE = [
@@ -178,6 +184,54 @@ def test_the_name_of_a_folder_adds_no_column_to_a_table(tmp_path, ftkit):
     assert done.code == 0, done
     assert Dataset.open(folder / "ds").raw_users() == ["a", "b"]
     assert Dataset.open(folder / "ds").raw_target_items() == ["p", "q"]
+
+
+@pytest.mark.parametrize("given", ["", "user=*", "**/*.csv", "user=7/item=x/s.csv"])
+def test_no_folders_name_stands_before_a_column_of_a_file(tmp_path, ftkit, given):
+    folder = tmp_path / "time=9" / "user=7" / "item=x"
+    folder.mkdir(parents=True)
+    (folder / "s.csv").write_text("User,item,time\na,i,1\nb,j,2\n")
+    (tmp_path / "t.csv").write_text("User,item,time\na,p,3\nb,q,4\n")
+    words = ["--target", tmp_path / "t.csv", "--user-column", "User", "--output", tmp_path / "ds"]
+    done = ftkit("data", "prepare", "events", tmp_path / "time=9" / given, *words)
+    assert done.code == 0, done
+    dataset = Dataset.open(tmp_path / "ds")
+    assert (dataset.raw_users(), dataset.raw_source_items()) == (["a", "b"], ["i", "j"])
+    words = ["--target", tmp_path / "t.csv", "--user-column", "user", "--output", tmp_path / "ds2"]
+    assert_refused(ftkit("data", "prepare", "events", tmp_path / "time=9" / given, *words), "has no column 'user'")
+
+
+def test_a_partition_that_is_a_link_elsewhere_is_refused(tmp_path):
+    (tmp_path / "secret.csv").write_text("user,items\n")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "secret.csv").write_text("user,items\n")
+    for link, target in (("a.csv", "secret.csv"), ("folder", "elsewhere")):
+        sent = tmp_path / f"sent-{link}"
+        sent.mkdir()
+        (sent / link).symlink_to(tmp_path / target)
+        with pytest.raises(DataError, match="is a link that leads out of the folder; copy the file there"):
+            find_input(str(sent))
+
+
+def test_a_partition_behind_an_address_whose_name_leads_out_is_refused(monkeypatch):
+    for name in ("../x.csv", "a/../../x.csv"):
+        file = RemoteFile(f"s3://bucket/sent/{name}", f"bucket/sent/{name}", 1)
+        monkeypatch.setattr(
+            partitions, "find_place", lambda *_, file=file: Place("s3://bucket/sent", (file,), "bucket/sent")
+        )
+        with pytest.raises(DataError, match="leads out of the folder"):
+            find_input("s3://bucket/sent")
+
+
+def test_a_receipt_names_no_other_partition_than_its_own(tmp_path):
+    receipts = Receipts(tmp_path, {})
+    (tmp_path / "a.csv").write_text("")
+    content = Content.of(tmp_path / "a.csv")
+    receipts.write(Receipt("a.csv", digest({}), content, content, Totals(), ()))
+    partition = Partition("a.csv", tmp_path / "a.csv", 0)
+    assert set(receipts.finished([partition], overwrite=False)) == {"a.csv"}
+    change_json(tmp_path / "_receipts" / "a.csv.json", lambda said: said.update(partition="../a.csv"))
+    assert receipts.finished([partition], overwrite=False) == {}
 
 
 @pytest.mark.parametrize("name", ["../../x", "/x", "a b", "A", "x/y", "-x", ""])

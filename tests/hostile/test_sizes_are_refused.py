@@ -17,7 +17,7 @@ from sent_files import assert_refused, change_json
 
 from documents import ROOT
 from finetune_kit.checkpoint import file_hash
-from finetune_kit.data import text
+from finetune_kit.data import text, zstd
 from finetune_kit.data.dataset import Dataset
 from finetune_kit.data.folder import describe_file
 from finetune_kit.errors import CheckpointError, DataError, OptionError
@@ -88,7 +88,7 @@ import finetune_kit.training.assemble, duckdb  # what is imported counts for its
 from pathlib import Path
 from finetune_kit.checkpoint import load_model, read_facts, read_shapes
 from finetune_kit.cli.result import dataset_of
-from finetune_kit.data import text
+from finetune_kit.data import text, zstd
 from finetune_kit.data.dataset import Dataset
 from finetune_kit.errors import FinetuneKitError
 from finetune_kit.files import read_metrics, read_table
@@ -246,6 +246,23 @@ def test_a_line_or_a_gzip_file_without_end_is_refused(tmp_path, monkeypatch, ftk
         file.write(b"user,item,time\n" + b"a,i,1\n" * 2**19)
     files = ["--source", "s.csv.gz", "--target", "s.csv.gz"]
     assert_refused(ftkit("data", "prepare", "events", *files, "--output", "ds"), "unpacks from", "which text does not")
+
+
+def test_a_zstd_file_that_unpacks_to_far_more_is_refused_before_it_is_unpacked(tmp_path, monkeypatch, ftkit):
+    monkeypatch.setattr(zstd, "HARMLESS", 2**20)
+    rows = "SELECT 'a' AS user, 'i' AS item, 1 AS time FROM range(300000)"
+    duckdb.execute(f"COPY ({rows}) TO '{tmp_path}/s.csv.zst' (COMPRESSION zstd)")
+    files = ["--source", "s.csv.zst", "--target", "s.csv.zst"]
+    assert_refused(ftkit("data", "prepare", "events", *files, "--output", "ds"), "unpacks from", "which text does not")
+
+
+def test_a_line_of_a_zstd_file_without_end_is_refused(tmp_path, ftkit):
+    columns = "{'line': 'VARCHAR'}"
+    (tmp_path / "plain").write_bytes(b"a" * (2**24 + 2**20))
+    line = f"read_csv('{tmp_path}/plain', columns = {columns}, header = false, delim = '', max_line_size = {2**25})"
+    duckdb.execute(f"COPY (SELECT line FROM {line}) TO '{tmp_path}/s.csv.zst' (HEADER false, COMPRESSION zstd)")
+    files = ["--source", "s.csv.zst", "--target", "s.csv.zst"]
+    assert_refused(ftkit("data", "prepare", "events", *files, "--output", "ds"), "s.csv.zst can't be read as zst")
 
 
 def looks_at_numbers(num_in: int, num_out: int) -> torch.nn.Module:

@@ -1,22 +1,21 @@
 import os
-import signal
 import sys
-from collections.abc import Callable
 from functools import partial
 
 import pytest
+from worker_jobs import broken, calculator, dying
 
 from finetune_kit.errors import FinetuneKitError, OptionError
-from finetune_kit.workers import LocalWorkers
+from finetune_kit.workers import LATER, Here, LocalWorkers
 from finetune_kit.workers.cluster import RayWorkers, connected
 
-ray = pytest.importorskip("ray")
-KINDS = {"local": LocalWorkers(2, 1), "ray": RayWorkers("local", 2)}
+KINDS = {"local": LocalWorkers(2, None), "ray": RayWorkers("local", 2)}
 
 
 @pytest.fixture(scope="module")
 def cluster():
     """Ray is started once for all tests."""
+    ray = pytest.importorskip("ray")
     paths = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}  # where this file is, too
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", runtime_env=paths)
     yield
@@ -28,36 +27,6 @@ def workers(request):
     if request.param == "ray":
         request.getfixturevalue("cluster")
     return KINDS[request.param]
-
-
-def calculator(offset: int) -> Callable:
-    """Prepare: with an offset, do what a task's name says."""
-    made_in = os.getpid()
-
-    def do(task, ask):
-        name, number = task
-        if name == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if name == "refuse":
-            raise FinetuneKitError(f"{number} is refused")
-        if name == "crash":
-            raise RuntimeError(f"{number} crashed")
-        if name == "ask":
-            return ask(number) + offset
-        if name == "where":
-            return made_in, os.getpid()
-        return number + offset
-
-    return do
-
-
-def broken() -> Callable:
-    raise FinetuneKitError("there is no model")
-
-
-def dying() -> Callable:
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError
 
 
 def test_every_task_is_done_once(workers):
@@ -104,6 +73,54 @@ def test_jobs_are_answered_what_they_ask(workers):
     assert sorted(asked) == [(task, task[1]) for task in tasks]
 
 
+def test_jobs_tell_without_waiting_for_an_answer(workers):
+    told = []
+    tasks = [("tell", 3), ("add", 1)]
+    outcomes = list(
+        workers.carry_out(partial(calculator, 1), tasks, lambda task, message: told.append((task, message)))
+    )
+    assert len(outcomes) == 2
+    assert told == [(("tell", 3), k) for k in range(3)]
+
+
+class OneAfterTheOther:
+    """Has a task ready only when the one before is done."""
+
+    def __init__(self, count):
+        self.left, self.is_in_hand = count, False
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.is_in_hand:
+            return LATER
+        if not self.left:
+            raise StopIteration
+        self.left, self.is_in_hand = self.left - 1, True
+        return "add", self.left
+
+
+def test_a_task_that_is_not_ready_is_asked_for_again(workers):
+    tasks = OneAfterTheOther(3)
+    seen = []
+    for outcome in workers.carry_out(partial(calculator, 0), tasks):
+        seen.append(outcome.result)
+        tasks.is_in_hand = False
+    assert seen == [2, 1, 0]
+
+
+def test_workers_let_in_the_same_plugins(workers, monkeypatch):
+    monkeypatch.setenv("FTKIT_PLUGINS", "")
+    assert [outcome.result for outcome in workers.carry_out(partial(calculator, 0), [("plugins", 0)])] == [""]
+
+
+def test_this_process_can_be_the_only_worker():
+    tasks = [("add", 1), ("refuse", 2), ("ask", 3)]
+    outcomes = list(Here().carry_out(partial(calculator, 10), tasks, lambda task, message: 2 * message))
+    assert [(outcome.result, outcome.fault) for outcome in outcomes] == [(11, ""), (None, "2 is refused"), (16, "")]
+
+
 def test_what_can_not_be_prepared_is_told_once(workers):
     with pytest.raises(FinetuneKitError, match=r"^there is no model$"):
         list(workers.carry_out(broken, [("add", 1), ("add", 2)]))
@@ -128,6 +145,8 @@ def test_no_tasks_need_no_workers(workers):
 
 
 def test_a_cluster_that_is_not_there_is_told(monkeypatch):
+    ray = pytest.importorskip("ray")
+
     def refuse(**options):
         raise ConnectionError("nobody answers")
 
