@@ -44,6 +44,7 @@ class L2SP(Strategy):
     """Train everything; distance from the pre-trained weights costs."""
 
     Options = L2SPOptions
+    keeps_copies = True
     options: L2SPOptions
 
     def build(self) -> None:
