@@ -56,7 +56,7 @@ def test_drawn_windows_are_as_the_loader_makes_them(window: Windows) -> None:
 
 
 def check(batch: Batch) -> None:
-    tensors = {name: part for name, part in vars(batch).items() if name != "source"}
+    tensors = {name: part for name, part in vars(batch).items() if name not in ("source", "share")}
     assert {tensor.dtype for tensor in tensors.values()} == {torch.int64}
     assert len(set(batch.user.tolist())) == len(batch.user) == len(batch.sequence)
     assert set(batch.row.tolist()) == set(range(len(batch.user)))
