@@ -24,7 +24,7 @@ from finetune_kit.plugins import installed
 from finetune_kit.presence import at_work, sign_of
 from finetune_kit.studies import plan
 from finetune_kit.studies.plan import Sweep
-from finetune_kit.studies.study import Given, Row, Study
+from finetune_kit.studies.study import Given, Row, Study, import_optuna
 from finetune_kit.studies.table import write_rows
 from finetune_kit.studies.trial import Epoch, SeedRun, TrialTask, Tried, prepared
 from finetune_kit.training.device import make_fabric
@@ -89,8 +89,9 @@ class Search:
         """Raise now what would else be raised hours later.
 
         Raises:
-            FinetuneKitError: For another search in the folder, or a strategy that can't be built.
+            FinetuneKitError: Without Optuna, for another search in the folder, or a strategy that can't be built.
         """
+        import_optuna()
         plan.refuse_foreign(self.folder)
         plan.refuse_other(self.folder, self.sweep.asked(self.dataset.fingerprint))
         values = self.sweep.grid[0] if self.sweep.grid else {}

@@ -180,6 +180,8 @@ class _Crew:
             self._num_vacant += 1
             return Outcome(worker.task, fault=f"its worker was lost: {how}", is_lost=True)
         if worker.is_ready:
+            self._mailbox.wake.remote()
+            self._read_letters()  # what was told before the end is heard before it
             self._idle.append(worker)
             return result
         if result:
@@ -236,21 +238,25 @@ class _Actor:
 
     def do(self, number: int, task: Any) -> Outcome:
         """Do a task."""
+        ask = _Ask(number, self._mailbox, self._is_over)
         try:
-            return done(self._job, task, _Ask(number, self._mailbox, self._is_over))
+            return done(self._job, task, ask)
         except KeyboardInterrupt:
             return Outcome(task, fault=ENDED, is_lost=True)
+        finally:
+            ask.deliver()
 
     def end(self) -> None:
         """Let what is being done save and end."""
         self._is_over.set()
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Ask:
     number: int
     mailbox: Any
     is_over: threading.Event
+    _told: Any = None
 
     def __call__(self, message: Any) -> Any:
         import ray
@@ -264,7 +270,14 @@ class _Ask:
     def tell(self, message: Any) -> None:
         if self.is_over.is_set():
             raise Interrupted(signal.SIGTERM)
-        self.mailbox.tell.remote(self.number, message)
+        self._told = self.mailbox.tell.remote(self.number, message)
+
+    def deliver(self) -> None:
+        """Wait until what was told has arrived."""
+        import ray
+
+        if self._told is not None:
+            ray.wait([self._told], timeout=10.0)
 
 
 class _Mailbox:
@@ -296,6 +309,10 @@ class _Mailbox:
         letters, self._letters = self._letters, []
         self._has_some.clear()
         return letters
+
+    async def wake(self) -> None:
+        """Let who waits for letters have those that there are, if there is none, too."""
+        self._has_some.set()
 
     async def answer(self, key: int, value: Any) -> None:
         """Answer a question."""

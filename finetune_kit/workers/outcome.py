@@ -17,7 +17,7 @@ class Ask(Protocol):
         """Send a message and return the answer; None where nobody is there to answer any more."""
 
     def tell(self, message: Any) -> None:
-        """Send a message that is not answered, and go on at once.
+        """Send a message that is not answered, and go on at once; of several, a later one may arrive first.
 
         Raises:
             KeyboardInterrupt: Where the worker was told to end.
