@@ -28,7 +28,7 @@ from finetune_kit.cli import (
     train,
 )
 from finetune_kit.cli.going_on import command_to_go_on
-from finetune_kit.cli.workers import LOST, is_first_to_tell, is_ours
+from finetune_kit.cli.launch import LOST, is_first_to_tell, is_ours
 from finetune_kit.memory import ANYWHERE, is_out_of_memory, out_of_memory
 from finetune_kit.processes import is_lost
 

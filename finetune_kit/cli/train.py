@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from finetune_kit.cli import arguments as arg
+from finetune_kit.cli.launch import train_in_several
 from finetune_kit.cli.output import print_json, stdout
 from finetune_kit.cli.result import print_result
 from finetune_kit.cli.runner import is_finished, needs_base, print_plan, refuse_other_pretraining, run_folder, runner_of
-from finetune_kit.cli.workers import train_in_several
 from finetune_kit.errors import OptionError
 from finetune_kit.files import read_metrics
 from finetune_kit.processes import here

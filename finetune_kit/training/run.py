@@ -10,6 +10,7 @@ from typing import Any
 from finetune_kit import __version__
 from finetune_kit.idle import idle_options
 from finetune_kit.plugins import installed
+from finetune_kit.processes import here
 from finetune_kit.sections import Deterministic
 from finetune_kit.strategy import Strategy
 from finetune_kit.tables import trained_tables
@@ -34,6 +35,11 @@ class Runner(Experiment):
         """
         for remark in idle_options(self.config):
             self.progress.say(f"warning: {remark}")
+        if self.config.run.devices > 1 and here().size == 1:
+            self.progress.say(
+                f"warning: run.devices = {self.config.run.devices} has no effect here: only `ftkit run`, `pretrain` and "
+                "`finetune` start processes that train together"
+            )
         _ = self.split
         strategy = self.build_strategy(None)
         for stage, rows in self._tables_updated_whole(strategy):

@@ -120,7 +120,7 @@ def _leave_out(shared: SharedStep, *, by_row: bool) -> list[nn.Parameter]:
     names = [name for name, tensor in shared.named_parameters(remove_duplicate=False) if id(tensor) in left]
     names += [name for name, tensor in shared.named_buffers(remove_duplicate=False) if id(tensor) not in sent]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(shared, names)
-    return tables
+    return tables  # pyrefly: ignore[bad-return]  (weights are parameters)
 
 
 @contextmanager
