@@ -37,8 +37,8 @@ class Runner(Experiment):
             self.progress.say(f"warning: {remark}")
         if self.config.run.devices > 1 and here().size == 1:
             self.progress.say(
-                f"warning: run.devices = {self.config.run.devices} has no effect here: only `ftkit run`, `pretrain` and "
-                "`finetune` start processes that train together"
+                f"warning: run.devices = {self.config.run.devices} has no effect here: `ftkit run`, `pretrain` and "
+                "`finetune` alone start processes that train together"
             )
         _ = self.split
         strategy = self.build_strategy(None)
