@@ -41,6 +41,11 @@ class Runner(Experiment):
                 "pretrain.loss = softmax takes all items in every step, which divided tables are there to avoid; set "
                 "pretrain.loss=sampled-softmax, or run.tables=whole"
             )
+        if self.config.run.devices > 1 and here().size == 1:
+            self.progress.say(
+                f"warning: run.devices = {self.config.run.devices} has no effect here: `ftkit run`, `pretrain` and "
+                "`finetune` alone start processes that train together"
+            )
         _ = self.split
         strategy = self.build_strategy(None)
         if here().mesh is not None and strategy.keeps_copies:
