@@ -80,7 +80,8 @@ def trained(
     parameters = [parameter for parameter in module.parameters() if module.trains(parameter)]
     is_lazy = optimizer == "lazy-adam"
     adam = make_optimizer(optimizer, parameters, 1e-2, 0.0, fabric.device)  # type: ignore[arg-type]
-    adam.param_groups[0]["eps"] = 1e-4  # else rounding decides where a gradient is nothing but that
+    rounding = 1e-2 if fabric.strategy.precision.precision == "bf16-mixed" else 1e-4
+    adam.param_groups[0]["eps"] = rounding  # else it decides where a gradient is nothing but that
     step = Step(module, adam, fabric, accumulate=accumulate, by_row=is_lazy)
     losses = []
     with gradients_by_row(module, is_lazy):
@@ -119,6 +120,13 @@ def one_branch(fabric: Fabric) -> State:
         batch = random_batch(4, LENGTH, NUM_ITEMS, NUM_TARGET_ITEMS, seed=step)
         batches.append(replace(batch, user=torch.cat([frozen[2 * step :][:2], tuned[2 * step :][:2]])))
     return trained(module, iter(batches), fabric)
+
+
+def resting_at_first(fabric: Fabric) -> State:
+    """Return the weights of a strategy most of which rests before the first step, and trains later."""
+    module = make_strategy("gradual-unfreezing")
+    module.start_epoch(1)
+    return trained(module, target_batches("gradual-unfreezing"), fabric)
 
 
 def measured(folder: Path, task: str) -> State:
@@ -163,6 +171,7 @@ def checks(folder: Path) -> dict[str, Callable[[], State]]:
     found |= {f"{name} accumulated": steps(name, accumulate=2) for name in ("finetune-all", "gradual-unfreezing")}
     found["finetune-all lazy accumulated"] = steps("finetune-all", optimizer="lazy-adam", accumulate=2)
     found["one branch"] = lambda: one_branch(plain)
+    found["resting at first"] = lambda: resting_at_first(plain)
     found["pretrain"] = lambda: pretrained("nextitnet", plain)
     found["pretrain accumulated"] = lambda: pretrained("nextitnet", plain, accumulate=3)
     found["pretrain sampled"] = lambda: pretrained("sasrec", plain, 8)

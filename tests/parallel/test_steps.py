@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from finetune_kit.plugins import installed
 
 FEW = (
-    *("finetune-all", "gradual-unfreezing", "mtl", "uaf-hard", "uaf-rl", "spottune", "one branch"),
+    *("finetune-all", "gradual-unfreezing", "mtl", "uaf-hard", "uaf-rl", "spottune", "one branch", "resting at first"),
     *("finetune-all lazy", "mtl lazy", "uaf-hard bf16", "finetune-all accumulated", "finetune-all lazy accumulated"),
     *("pretrain", "pretrain accumulated", "pretrain sampled lazy", "pretrain hidden items"),
     *("exactly: measured", "exactly: measured label", "exactly: held-out loss"),
@@ -39,7 +39,7 @@ def others_in_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compare(folder: Path, name: str) -> None:
     found, expected = load_file(folder / f"{name}.safetensors"), checks.checks(folder)[name]()
     assert found.keys() == expected.keys()
-    tolerance = 0.0 if name.startswith("exactly") else 1e-2 if "bf16" in name else 1e-5
+    tolerance = 0.0 if name.startswith("exactly") else 3e-3 if "bf16" in name else 1e-5
     for key, tensor in expected.items():
         torch.testing.assert_close(
             found[key], tensor, atol=tolerance, rtol=tolerance, msg=lambda told, key=key: f"{key}: {told}"
