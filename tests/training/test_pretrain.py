@@ -1,12 +1,19 @@
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from finetune_kit import losses
+from finetune_kit.backbone import Backbone
 from finetune_kit.data.batch import Windows
 from finetune_kit.errors import DataError, PluginError
 from finetune_kit.testing import GlobalBackbone, TinyBackbone, random_sequence, randomise
+from finetune_kit.training.device import make_fabric
 from finetune_kit.training.pretrain import Lottery, NextItem, hold_out
+from finetune_kit.training.stages import Pretraining
 
 
 def windows(num_windows: int = 6, length: int = 8, num_items: int = 20, seed: int = 0) -> Windows:
@@ -220,3 +227,15 @@ def test_pretraining_draws_the_hidden_items_of_an_epoch_anew_and_again() -> None
         one.start_epoch(epoch)
         losses.append(one(windows()).item())
     assert losses[0] == losses[2] != losses[1]
+
+
+@pytest.mark.parametrize("kind", [TinyBackbone, GlobalBackbone])
+def test_the_held_out_loss_is_that_of_what_a_backbone_guesses(kind: type[Backbone], tmp_path: Path) -> None:
+    one = NextItem(randomise(kind(20, 8)))
+    batches = [windows(5), windows(3, seed=1)]
+    experiment: Any = SimpleNamespace(fabric=make_fabric("cpu"))
+    valid: Any = SimpleNamespace(epoch=lambda: batches)
+    found = Pretraining(experiment, tmp_path)._held_out_loss(one, valid)
+    asked = [batch if kind.is_causal else batch.hide(21, 0.2, None) for batch in batches]
+    whole = Windows(torch.cat([batch.inputs for batch in asked]), torch.cat([batch.labels for batch in asked]))
+    assert found == pytest.approx(plain_loss(one.eval(), whole).item(), rel=1e-5)
