@@ -5,6 +5,7 @@ What stands against whom is in ``SECURITY.md``.
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import sys
@@ -106,7 +107,8 @@ def confined(folder: Path, name: Any) -> Path:
         name: As the file has it, with ``/`` between parts.
 
     Raises:
-        ValueError: For what is no relative path, leads upwards, or is a link that leads out of the folder.
+        ValueError: For what is no relative path, leads upwards, or is a link that leads out of the folder or in a
+            circle.
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise ValueError(f"{name!r} is no path")
@@ -114,9 +116,19 @@ def confined(folder: Path, name: Any) -> Path:
     if ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
         raise ValueError(f"{name!r} leads out of the folder")
     path = folder / name
+    if _leads_in_a_circle(path):
+        raise ValueError(f"{name!r} is a link that leads in a circle")
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{name!r} is a link that leads out of the folder")
     return path
+
+
+def _leads_in_a_circle(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def refuse_name(name: Any) -> None:

@@ -61,6 +61,13 @@ def test_a_link_that_leads_out_is_refused_and_one_that_stays_is_not(tmp_path):
     assert confined(tmp_path / "link", "file") == tmp_path / "link" / "file"
 
 
+def test_a_link_that_leads_in_a_circle_is_refused(tmp_path):
+    (tmp_path / "round").symlink_to("about")
+    (tmp_path / "about").symlink_to("round")
+    with pytest.raises(ValueError, match=r"^'round' is a link that leads in a circle$"):
+        confined(tmp_path, "round")
+
+
 @pytest.mark.parametrize("name", ["a/b", "..", ".", "", "a\\b", "a\0", "x" * 256, 7])
 def test_what_names_no_folder_is_refused(name):
     with pytest.raises(ValueError, match=r"no name of a folder|too long"):
