@@ -7,18 +7,10 @@ from typing import NamedTuple
 
 import duckdb
 import pytest
+from small_run import make_runs
 
 from finetune_kit.cli import main as module
 from finetune_kit.cli import recommend as module_of_the_command
-
-TINY = [
-    *("--strategy", "finetune-zero"),
-    *("--data", "made"),
-    *("--epochs", "1"),
-    *("--max-length", "8"),
-    *("--set", "backbone.dim=8"),
-    *("--set", "backbone.num_blocks=1"),
-]
 
 
 class Done(NamedTuple):
@@ -30,20 +22,7 @@ class Done(NamedTuple):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
     """A folder with the runs ``items`` and ``label``, and their dataset ``made``."""
-    folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("FTKIT_CACHE", str(folder / "cache"))
-        for arguments in (
-            ["data", "prepare", "synthetic", "--users", "60", "--output", "made"],
-            ["run", *TINY, "--output", "items"],
-            ["run", *TINY, "--output", "label", "--task", "label:kind"],
-        ):
-            patch.setattr(sys, "argv", ["ftkit", *arguments])
-            with pytest.raises(SystemExit) as caught:
-                module.main()
-            assert caught.value.code == 0
-    return folder
+    return make_runs(tmp_path_factory.mktemp("runs"), items=[], label=["--task", "label:kind"])
 
 
 @pytest.fixture
