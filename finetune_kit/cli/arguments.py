@@ -92,6 +92,11 @@ FLAGS = {
 """Flag to the section and option that it stands for."""
 
 
+def flags_of(arguments: Mapping[str, Any], but: str = "") -> dict[str, Any]:
+    """Return those arguments of a command, by name, that stand for an option; ``but`` is left out."""
+    return {name: value for name, value in arguments.items() if name in FLAGS and name != but}
+
+
 def read_sections(
     config: Path | None, assignments: list[str] | None, flags: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:

@@ -87,19 +87,7 @@ def compare(
     and the tables are those of an undisturbed comparison. Other strategies, seeds or options are compared too, beside
     what is there.
     """
-    flags = {
-        "data": data,
-        "task": task,
-        "preset": preset,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "max_length": max_length,
-        "device": device,
-        "precision": precision,
-        "compile": compile,
-        "deterministic": deterministic,
-    }
+    flags = arg.flags_of(locals(), but="backbone")  # here it may be several
     if strategies is None:
         raise OptionError("which strategies? Add --strategies NAME,NAME; `ftkit strategies` lists them")
     given, sections = arg.read_sections(None, set_, flags), arg.read_sections(config, set_, flags)

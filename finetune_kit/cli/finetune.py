@@ -11,7 +11,7 @@ from finetune_kit.cli import arguments as arg
 from finetune_kit.cli.launch import train_in_several
 from finetune_kit.cli.origin import Origin
 from finetune_kit.cli.result import print_result
-from finetune_kit.cli.runner import is_finished, needs_base, print_plan, run_folder, runner_of
+from finetune_kit.cli.runner import is_finished, print_plan, run_folder, runner_of
 from finetune_kit.errors import OptionError
 from finetune_kit.processes import here
 
@@ -54,20 +54,7 @@ def finetune(
     Dataset, backbone and seed are those of --from. With --data, items are known again by their raw ids and keep what
     was learned of them; a run goes on with its own strategy and options.
     """
-    flags = {
-        "strategy": strategy,
-        "data": data,
-        "task": task,
-        "seed": seed,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "device": device,
-        "devices": devices,
-        "precision": precision,
-        "compile": compile,
-        "deterministic": deterministic,
-    }
+    flags = arg.flags_of(locals())
     if from_data is not None and data is None:
         raise OptionError("--from-data has no effect without --data; leave it out")
     from finetune_kit.training.assemble import refuse_other_base
@@ -79,7 +66,7 @@ def finetune(
     with runner_of(sections, resume=resume, dry_run=dry_run) as runner:
         growth = origin.growth(runner, from_data)
         origin.keep_parts(runner, growth)
-        base = origin.base if needs_base(runner) else None
+        base = origin.base if runner.needs_base else None
         if base is not None and growth is None:
             refuse_other_base(base, runner.config, runner.dataset)
         if dry_run:

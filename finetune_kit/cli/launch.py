@@ -91,8 +91,9 @@ def _launch(number: int, words: list[str]) -> int:
 
 def _set_defaults(number: int) -> None:
     """Set, unless it is set, what the workers inherit: their share of the cores, and that none but they can connect."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // number)))
+    from finetune_kit.workers.local import share_of_cores
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(share_of_cores(number)))
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a warning that blocks could do without branches
     if str(Path.cwd()) not in sys.path and "" not in sys.path:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,7 +124,7 @@ def _crew(num_workers: int | None, ray: str | None, device: str) -> Iterator[tup
     from finetune_kit.workers.cluster import RayWorkers, connected
 
     num_gpus, num_threads = float(device.startswith("cuda")), share_of_cores(10**6)
-    with redirect_stdout(sys.stderr), connected(ray) as library:  # Ray prints what becomes of workers on stdout
+    with connected(ray) as library:
         there = library.cluster_resources()
         room = there.get("GPU", 0) if num_gpus else there.get("CPU", 0) // num_threads
         size = num_workers or max(1, int(room))

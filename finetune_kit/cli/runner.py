@@ -45,13 +45,6 @@ def runner_of(sections: dict[str, dict[str, Any]], *, resume: bool, dry_run: boo
         leave()
 
 
-def needs_base(runner: Runner) -> bool:
-    """Return whether the runner's strategy starts from a pre-trained backbone."""
-    from finetune_kit.plugins import installed
-
-    return installed().component("strategy", runner.config.run.strategy).load().needs_pretrained
-
-
 def run_folder(runner: Runner, output: Path | None, *, resume: bool, overwrite: bool) -> Path:
     """Return the folder that a run writes to, as `arguments.run_folder` says; the first process chooses."""
     from finetune_kit.processes import here

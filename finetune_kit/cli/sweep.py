@@ -95,22 +95,7 @@ def sweep(
     However it was stopped, the same command goes on; given again with more --trials, it searches on. Two at once share
     one search. The best trial is best.toml in the search's folder, which ftkit run --config takes.
     """
-    flags = {
-        "strategy": strategy,
-        "seed": seed,
-        "data": data,
-        "backbone": backbone,
-        "task": task,
-        "preset": preset,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "max_length": max_length,
-        "device": device,
-        "precision": precision,
-        "compile": compile,
-        "deterministic": deterministic,
-    }
+    flags = arg.flags_of(locals())
     own = {"trials": trials, "sampler": sampler, "pruner": pruner, "seed": seed, "seeds": seeds}
     asked = _asked(config, set_, flags, search, own)
     with _search(asked, output, dry_run=dry_run) as made:

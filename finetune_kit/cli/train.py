@@ -11,7 +11,7 @@ from finetune_kit.cli import arguments as arg
 from finetune_kit.cli.launch import train_in_several
 from finetune_kit.cli.output import print_json, stdout
 from finetune_kit.cli.result import print_result
-from finetune_kit.cli.runner import is_finished, needs_base, print_plan, refuse_other_pretraining, run_folder, runner_of
+from finetune_kit.cli.runner import is_finished, print_plan, refuse_other_pretraining, run_folder, runner_of
 from finetune_kit.errors import OptionError
 from finetune_kit.files import read_metrics
 from finetune_kit.processes import here
@@ -45,23 +45,7 @@ def run(
     dry_run: arg.DryRun = False,
 ) -> None:
     """Pre-train (once per dataset, backbone and seed), fine-tune, measure, and write a run folder."""
-    flags = {
-        "strategy": strategy,
-        "data": data,
-        "backbone": backbone,
-        "task": task,
-        "preset": preset,
-        "seed": seed,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "max_length": max_length,
-        "device": device,
-        "devices": devices,
-        "precision": precision,
-        "compile": compile,
-        "deterministic": deterministic,
-    }
+    flags = arg.flags_of(locals())
     sections = arg.read_sections(config, set_, flags)
     if "strategy" not in sections.get("run", {}):
         raise OptionError("which strategy? Add --strategy NAME; `ftkit strategies` lists them")
@@ -75,7 +59,7 @@ def run(
         runner.refuse_early()
         if not is_finished(folder, runner, resume):
             with arg.replacing(folder, overwrite=overwrite):
-                base = runner.pretrain(folder.parent / "pretrained") if needs_base(runner) else None
+                base = runner.pretrain(folder.parent / "pretrained") if runner.needs_base else None
                 runner.finetune(folder, base)
         if here().is_first:
             print_result(folder, json)
@@ -101,18 +85,7 @@ def pretrain(
     resume: arg.Resume = False,
 ) -> None:
     """Pre-train a backbone on the source domain; options are --set pretrain.OPTION=VALUE."""
-    flags = {
-        "data": data,
-        "backbone": backbone,
-        "preset": preset,
-        "seed": seed,
-        "max_length": max_length,
-        "device": device,
-        "devices": devices,
-        "precision": precision,
-        "compile": compile,
-        "deterministic": deterministic,
-    }
+    flags = arg.flags_of(locals())
     sections = arg.read_sections(config, set_, flags)
     if train_in_several(sections):
         return

@@ -17,7 +17,6 @@ from finetune_kit.config import read_toml, resolve_config
 from finetune_kit.data.dataset import Dataset
 from finetune_kit.errors import FinetuneKitError, OptionError, StorageError, one_line
 from finetune_kit.files import write_text
-from finetune_kit.plugins import installed
 from finetune_kit.progress import Progress, duration
 from finetune_kit.training.run import Runner
 
@@ -112,8 +111,7 @@ class Execution:
 
     def _run(self, cell: Cell) -> None:
         runner, folder = self.runner(cell, self.progress), self.path(cell)
-        strategy = installed().component("strategy", cell.config.run.strategy).load()
-        base = runner.pretrain(self.bases) if strategy.needs_pretrained else None
+        base = runner.pretrain(self.bases) if runner.needs_base else None
         runner.finetune(folder, base)
         self.tidy(cell)
 

@@ -17,7 +17,6 @@ from finetune_kit.comparison.plan import Cell
 from finetune_kit.config import resolve_config
 from finetune_kit.data.dataset import Dataset
 from finetune_kit.errors import StorageError
-from finetune_kit.plugins import installed
 from finetune_kit.presence import sign_of
 from finetune_kit.training.device import make_fabric
 from finetune_kit.training.run import Runner
@@ -91,9 +90,8 @@ class ParallelExecution:
 
     def _base(self, cell: Cell) -> Path | None:
         """Return where a cell's pre-trained backbone stands, or will stand; None where it needs none."""
-        if not installed().component("strategy", cell.config.run.strategy).load().needs_pretrained:
-            return None
-        return self.execution.runner(cell).pretrained_folder(self.execution.bases)
+        runner = self.execution.runner(cell)
+        return runner.pretrained_folder(self.execution.bases) if runner.needs_base else None
 
     def _tasks(self, missing: Mapping[int, Cell]) -> Iterator[Any]:
         """Yield cells, those first whose backbone nobody else is making at the moment."""
@@ -149,9 +147,8 @@ class CellJob:
     def __call__(self, task: CellTask, ask: Ask) -> NoRoom | None:
         """Run one cell, as `Execution` does."""
         runner = Runner(resolve_config(task.sections), self.dataset, self.fabric, TellingProgress(ask), resume=True)
-        strategy = installed().component("strategy", runner.config.run.strategy).load()
         try:
-            base = runner.pretrain(task.bases) if strategy.needs_pretrained else None
+            base = runner.pretrain(task.bases) if runner.needs_base else None
             ask.tell(BaseIsThere())
             runner.finetune(task.folder, base)
         except (OSError, StorageError) as error:

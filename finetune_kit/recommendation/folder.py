@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
-from typing import Protocol, cast
+from typing import Protocol
 
 from finetune_kit.errors import FinetuneKitError, StorageError
-from finetune_kit.recommendation.job import Job, NoRoom, Task, prepare
+from finetune_kit.recommendation.job import Job, Task, prepare
 from finetune_kit.recommendation.receipts import Receipt
 from finetune_kit.recommendation.sample import Owners
 from finetune_kit.workers import Outcome, Workers
+from finetune_kit.workers.telling import NoRoom
 
 TRIES = 3
 """How often a partition is begun whose worker is lost; the last time it has the machine to itself."""
@@ -58,7 +59,7 @@ def recommend_partitions(
         is_last = number == TRIES - 1
         lost: list[Task] = []
         outcomes = (alone if is_last else workers).carry_out(partial(prepare, job), left, watcher.scored)
-        with closing(cast("Generator[Outcome, None, None]", outcomes)):  # workers end, however this does
+        with closing(outcomes):  # workers end, however this does
             for outcome in outcomes:
                 if outcome.is_lost and not is_last:
                     watcher.lost(outcome.task, outcome.fault)
@@ -80,6 +81,6 @@ def recommend_partitions(
 
 def _receipt(outcome: Outcome, owners: Owners) -> Receipt:
     if isinstance(outcome.result, NoRoom):
-        raise StorageError(f"{outcome.result.told}, then go on with the same command")
+        raise StorageError(f"{outcome.result.reason}, then go on with the same command")
     owners.add(outcome.result.partition, outcome.result.users)
     return outcome.result

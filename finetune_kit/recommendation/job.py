@@ -39,6 +39,7 @@ from finetune_kit.training.assemble import load_run
 from finetune_kit.training.device import make_fabric
 from finetune_kit.workers import Ask
 from finetune_kit.workers import Job as Work
+from finetune_kit.workers.telling import NoRoom
 
 TELL_EVERY = 1.0
 """Seconds between two words of a worker on how many users it has scored."""
@@ -87,13 +88,6 @@ class Task:
     layout: Layout
 
 
-@dataclass(frozen=True)
-class NoRoom:
-    """The result of a partition for which the disk had no room: others need not try."""
-
-    told: str
-
-
 def prepare(job: Job) -> Work:
     """Load the run; return what scores one partition and returns its `Receipt` or `NoRoom`.
 
@@ -140,7 +134,7 @@ def _score(job: Job, recommender: Recommender, task: Task, ask: Ask) -> Receipt 
         receipt = Receipt(name, digest(job.identity), held, Content.of(output), totals, watch.sample.users())
         Receipts(job.output, job.identity).write(receipt)
     except StorageError as error:
-        return NoRoom(str(error))
+        return NoRoom.of(error)
     return receipt
 
 

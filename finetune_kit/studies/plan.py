@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -169,7 +169,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / FILE} is damaged: {one_line(error)}; name another --output") from error
 
 
-def shown(values: Mapping[str, Any], space: Sequence[Dimension] | None = None) -> str:
+def shown(values: Mapping[str, Any]) -> str:
     """Return a trial's values for a line, numbers with four digits."""
     return ", ".join(f"{path}={number(value)}" for path, value in values.items())
 

@@ -119,12 +119,6 @@ class Study:
             latest = self._latest()
         return [self._row(place, latest.get(place)) for place in range(max([self._sweep.num_trials - 1, *latest]) + 1)]
 
-    def is_mine(self, place: int) -> bool:
-        """Return whether the latest try of a trial was made by this command."""
-        with self._quiet():
-            frozen = self._latest().get(place)
-        return frozen is not None and frozen.user_attrs.get("owner") == self._name
-
     @property
     def _states(self) -> Any:
         return self._optuna.trial.TrialState

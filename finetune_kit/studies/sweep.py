@@ -20,7 +20,6 @@ from finetune_kit.data.dataset import Dataset
 from finetune_kit.errors import FinetuneKitError, StorageError
 from finetune_kit.files import read_metrics, write_text
 from finetune_kit.foreign import one_name
-from finetune_kit.plugins import installed
 from finetune_kit.presence import at_work, sign_of
 from finetune_kit.studies import plan
 from finetune_kit.studies.plan import Sweep
@@ -161,10 +160,9 @@ class Search:
 
     def _bases(self, values: Mapping[str, Any]) -> tuple[Path, ...]:
         """Return where a trial's pre-trained backbones stand, or will stand, one per seed; none where it needs none."""
-        configs = [self.sweep.config(values, seed) for seed in self.sweep.seeds]
-        if not installed().component("strategy", configs[0].run.strategy).load().needs_pretrained:
-            return ()
-        return tuple(self._runner(config).pretrained_folder(self.folder.parent / "pretrained") for config in configs)
+        runners = [self._runner(self.sweep.config(values, seed)) for seed in self.sweep.seeds]
+        root = self.folder.parent / "pretrained"
+        return tuple(runner.pretrained_folder(root) for runner in runners if runner.needs_base)
 
     def _runner(self, config: Config) -> Runner:
         return Runner(config, self.dataset, make_fabric(config.run.device, config.run.precision))

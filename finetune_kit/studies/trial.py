@@ -13,7 +13,6 @@ from finetune_kit.config import resolve_config
 from finetune_kit.data.dataset import Dataset
 from finetune_kit.data.split import Split
 from finetune_kit.errors import StorageError
-from finetune_kit.plugins import installed
 from finetune_kit.strategy import Strategy
 from finetune_kit.tracker import Tracker
 from finetune_kit.training.device import make_fabric
@@ -185,7 +184,6 @@ class TrialJob:
         begun = []
         for run in task.runs:
             runner = Runner(resolve_config(run.sections), self.dataset, self.fabric, TellingProgress(ask), resume=True)
-            needs_base = installed().component("strategy", runner.config.run.strategy).load().needs_pretrained
-            begun.append((runner, run.folder, runner.pretrain(task.bases) if needs_base else None))
+            begun.append((runner, run.folder, runner.pretrain(task.bases) if runner.needs_base else None))
         ask.tell(BaseIsThere())
         return begun

@@ -61,6 +61,11 @@ class Runner(Experiment):
         if strategy.needs_pretrained or strategy.needs_source_batches:
             with_next_item(self.dataset)
 
+    @property
+    def needs_base(self) -> bool:
+        """Whether the strategy starts from a pre-trained backbone."""
+        return installed().component("strategy", self.config.run.strategy).load().needs_pretrained
+
     def pretrained_folder(self, root: Path) -> Path:
         """Return where below ``root`` the pre-trained backbone stands, or will stand."""
         return base_folder(root, self.config, self.dataset, self._decides_pretrained())

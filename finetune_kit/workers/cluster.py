@@ -6,9 +6,10 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,11 +76,23 @@ def refuse_without_ray() -> Any:
 
 @contextmanager
 def connected(address: str) -> Iterator[Any]:
-    """Yield Ray, connected to a cluster; one that was connected before stays so."""
+    """Yield Ray, connected to a cluster; one that was connected before stays so.
+
+    Meanwhile what is printed on stdout goes to stderr: Ray prints there what becomes of workers.
+    """
     ray = refuse_without_ray()
-    if ray.is_initialized():
-        yield ray
-        return
+    with redirect_stdout(sys.stderr):
+        if ray.is_initialized():
+            yield ray
+            return
+        _connect(ray, address)
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _connect(ray: Any, address: str) -> None:
     options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
@@ -88,10 +101,6 @@ def connected(address: str) -> Iterator[Any]:
             f"--ray {address!r}: no cluster answers there: {one_line(error)[:200]}; start one by `ray start --head`, "
             "or give local"
         ) from None
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
 
 
 @dataclass
