@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from finetune_kit.config import Config, resolve_config
 from finetune_kit.plugins import installed
-from finetune_kit.processes import here
 from finetune_kit.sections import label_of
 
 _RANKING = "a profile label is told, nothing is ranked"
@@ -40,8 +39,6 @@ def _reasons(config: Config) -> dict[str, str]:
         reasons.setdefault("evaluation.num_candidates", "evaluation.protocols has no sampled ranking")
     if config.pretrain.loss != "sampled-softmax":
         reasons["pretrain.num_negatives"] = f"pretrain.loss = {config.pretrain.loss} takes all items"
-    if config.run.tables == "divided" and here().size == 1:
-        reasons["run.tables"] = "one process alone has nobody to divide them with; add --devices"
     if config.finetune.cache == "off":
         reasons["finetune.cache_memory"] = "finetune.cache = off keeps nothing"
     strategy = installed().component("strategy", config.run.strategy).load()

@@ -36,6 +36,8 @@ class Runner(Experiment):
         """
         for remark in idle_options(self.config):
             self.progress.say(f"warning: {remark}")
+        if self.config.run.tables == "divided" and here().size == 1:
+            self.progress.say("warning: run.tables = divided has no effect: one process has nobody to divide them with")
         if here().mesh is not None and self.config.pretrain.loss == "softmax":
             raise OptionError(
                 "pretrain.loss = softmax takes all items in every step, which divided tables are there to avoid; set "

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
@@ -24,6 +25,8 @@ PATIENCE = 60.0
 PASSED_ON = ("FTKIT_PLUGINS",)
 """Environment variables that workers have as this process does; --no-plugins sets one."""
 ENDED = "it was told to end"
+KNOCK_SECONDS = 10.0
+"""How long a cluster may take to answer."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,20 @@ def connected(address: str) -> Iterator[Any]:
 def _connect(ray: Any, address: str) -> None:
     options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
     try:
+        _knock(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise OptionError(
             f"--ray {address!r}: no cluster answers there: {one_line(error)[:200]}; start one by `ray start --head`, "
             "or give local"
         ) from None
+
+
+def _knock(address: str) -> None:
+    """Raise an OSError where nobody listens at ``HOST:PORT``: Ray itself would try for many minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), KNOCK_SECONDS).close()
 
 
 @dataclass

@@ -304,3 +304,10 @@ def test_a_strategy_that_fails_in_build_is_said_in_one_line(ftkit, monkeypatch, 
     assert done.code == 2
     assert said in done.err.splitlines()[-1]
     assert not Path("out").exists()
+
+
+def test_one_process_is_told_that_it_divides_nothing(ftkit):
+    sizes = ("--set", "backbone.dim=4", "--set", "backbone.num_blocks=1", "--set", "data.users=60")
+    done = ftkit("run", "--strategy", "finetune-zero", "--epochs", "1", "--set", "run.tables=divided", *sizes)
+    assert done.code == 0
+    assert "warning: run.tables = divided has no effect: one process has nobody to divide them with" in done.err

@@ -1,4 +1,5 @@
 import os
+import socket
 import sys
 from functools import partial
 
@@ -152,8 +153,17 @@ def test_a_cluster_that_is_not_there_is_told(monkeypatch):
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refuse)
-    with (
-        pytest.raises(OptionError, match="'nowhere:6379': no cluster answers there: nobody answers"),
-        connected("nowhere:6379"),
-    ):
+    with pytest.raises(OptionError, match="'auto': no cluster answers there: nobody answers"), connected("auto"):
         pass
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_where_nobody_listens_is_told_before_ray_tries(monkeypatch, scheme):
+    ray = pytest.importorskip("ray")
+    with socket.socket() as closed:  # bound, and not listening
+        closed.bind(("127.0.0.1", 0))
+        address = f"{scheme}127.0.0.1:{closed.getsockname()[1]}"
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray was asked"))
+        with pytest.raises(OptionError, match=f"'{address}': no cluster answers there: "), connected(address):
+            pass
